@@ -1,0 +1,135 @@
+"""What an agent is: it acts, it learns from preferences, and in the end it responds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from llm_duel_env.agents.policies import make_policy
+from llm_duel_env.agents.policies.base import Policy, PolicyConfig
+from llm_duel_env.tasks.base import TaskView
+from llm_duel_env.types import Duels, Metrics, Observation, Preferences
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """What every agent can be told."""
+
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    """How the policy samples and learns."""
+
+
+class Agent(ABC):
+    """Acts on observations and learns from preferences, and from nothing else: no reward, no probability, no regret."""
+
+    Config: ClassVar[type[AgentConfig]] = AgentConfig
+    paper: ClassVar[str] = ""
+    """Where the method was published."""
+    provenance: ClassVar[Literal["paper", "reconstructed", "ours"]] = "ours"
+    """Whether the file follows a paper's text, was rebuilt from notes, or is this project's own control."""
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """What the method requires of a task beyond duels: a subset of {scores, ranking, editor, contrast_prompts, offline_pairs}."""
+
+    def __init__(self, task: TaskView, config: AgentConfig, *, seed: int, budget: int) -> None:
+        missing = self.needs - task.provides
+        if missing:
+            raise ValueError(f"{type(self).__name__} needs {sorted(missing)}, which task {task.name} does not provide")
+        self.task, self.config, self.seed, self.budget = task, config, seed, budget
+        self.policy: Policy = make_policy(task, config.policy, seed=seed)
+        self.round = 0
+        self.queries = 0
+
+    @property
+    def progress(self) -> float:
+        """Share of the query budget spent, in [0, 1]."""
+        return min(self.queries / self.budget, 1.0)
+
+    @abstractmethod
+    def act(self, observation: Observation) -> Duels:
+        """One duel for each of the M prompts."""
+
+    @abstractmethod
+    def learn(self, preferences: Preferences) -> Metrics:
+        """What the method does with a round's labels."""
+
+    def update(self, preferences: Preferences) -> Metrics:
+        """Learns from a round's labels and counts them. `preferences` hold the duels of the last `act`, in its order."""
+        metrics = self.learn(preferences)
+        self.round += 1
+        first, second = preferences.pair.responses.T
+        self.queries += int((preferences.from_oracle & (first != second)).sum())
+        return metrics
+
+    def respond(self, observation: Observation) -> np.ndarray:
+        """The deployed policy's response to each prompt, (M,)."""
+        return self.policy.greedy(observation).responses[:, 0]
+
+    def diagnose(self, observation: Observation) -> Metrics:
+        """KL to the reference, entropy, length: for the evaluator's log."""
+        return self.policy.diagnose(observation, ("diagnose",))
+
+    def save(self, folder: Path) -> None:
+        """Writes everything `load` needs for the run to go on exactly."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.policy.save(folder / "policy")
+        (folder / "agent.json").write_text(json.dumps({"round": self.round, "queries": self.queries}))
+
+    def load(self, folder: Path) -> None:
+        """Restores what `save` wrote."""
+        self.policy.load(folder / "policy")
+        state = json.loads((folder / "agent.json").read_text())
+        self.round, self.queries = state["round"], state["queries"]
+
+
+def config_from(config_class: type, overrides: dict) -> AgentConfig:
+    """A config dataclass with `overrides` (nested by dict, or by dots in the keys) laid over its defaults.
+
+    Raises:
+        ValueError: an unknown field, with the known ones named, or a value of the wrong type.
+    """
+    nested: dict = {}
+    for name, value in overrides.items():
+        head, _, rest = name.partition(".")
+        if rest or isinstance(value, dict):
+            nested.setdefault(head, {}).update({rest: value} if rest else value)
+        else:
+            nested[head] = value
+    known = {f.name: f for f in dataclasses.fields(config_class)}
+    defaults = config_class()
+    values = {}
+    for name, value in nested.items():
+        if name not in known:
+            raise ValueError(f"{config_class.__name__} has no field {name!r}; it has {sorted(known)}")
+        default = getattr(defaults, name)
+        if dataclasses.is_dataclass(default):
+            values[name] = config_from(type(default), value)
+        else:
+            values[name] = _coerce(f"{config_class.__name__}.{name}", value, default)
+    return config_class(**values)
+
+
+def _coerce(name: str, value: object, default: object) -> object:
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise ValueError(f"{name}: expected true or false, got {value!r}")
+        return value
+    if isinstance(default, int) and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(default, float) and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 5e-7 as a string
+        except ValueError:
+            pass
+    if isinstance(default, str) and isinstance(value, str):
+        return value
+    if isinstance(default, tuple) and isinstance(value, (list, tuple)) and len(value) == len(default):
+        return tuple(_coerce(name, item, of) for item, of in zip(value, default))
+    if default is None:
+        return value
+    raise ValueError(f"{name}: expected something like {default!r} ({type(default).__name__}), got {value!r}")

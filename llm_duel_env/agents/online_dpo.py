@@ -1,0 +1,45 @@
+"""Online DPO (OAIF): direct alignment from online feedback (arXiv 2402.04792, Algorithm 1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from llm_duel_env.agents.base import Agent, AgentConfig
+from llm_duel_env.agents.losses import direct_optimizer
+from llm_duel_env.tasks.base import TaskView
+from llm_duel_env.types import Duels, Metrics, Observation, Preferences
+
+
+@dataclass(frozen=True)
+class OnlineDPOConfig(AgentConfig):
+    """Defaults are those that SEA's comparison used (arXiv 2411.01493, App. D)."""
+
+    loss: str = "dpo"
+    """Direct optimizer: dpo, ipo or slic (the paper's method takes any)."""
+    beta: float = 0.1
+    """Strength of the pull to the reference policy (DPO 0.1, SLiC 0.2, IPO 0.2 to 1)."""
+
+
+class OnlineDPO(Agent):
+    """Two samples of the present policy duel; the policy takes a direct-optimizer step on the label."""
+
+    Config = OnlineDPOConfig
+    paper = "https://arxiv.org/abs/2402.04792"
+    provenance = "paper"
+    config: OnlineDPOConfig
+
+    def __init__(self, task: TaskView, config: OnlineDPOConfig, *, seed: int, budget: int) -> None:
+        super().__init__(task, config, seed=seed, budget=budget)
+        self.optimizer = direct_optimizer(config.loss, config.beta)
+
+    def act(self, observation: Observation) -> Duels:
+        """Two independent samples for each prompt."""
+        candidates = self.policy.sample(observation, 2, ("act", self.round))
+        first = np.zeros(candidates.shape[0], np.int64)
+        return candidates.duel(first, first + 1)
+
+    def learn(self, preferences: Preferences) -> Metrics:
+        """One pass of the direct optimizer over the round's labelled pairs."""
+        return self.policy.update(self.optimizer, preferences, progress=self.progress, key=("update", self.round))

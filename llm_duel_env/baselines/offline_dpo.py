@@ -1,0 +1,24 @@
+"""Offline DPO: the comparison of SEA (arXiv 2411.01493, Sec. 6.1): duels between samples of the supervised policy only."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from llm_duel_env.agents.online_dpo import OnlineDPO
+from llm_duel_env.types import Duels, Observation
+
+
+class OfflineDPO(OnlineDPO):
+    """Online DPO whose duels never follow the policy: both responses come from the reference policy.
+
+    This is policy-generated, oracle-labelled data, as in SEA's comparison, and not DPO on a public human data set.
+    """
+
+    paper = "https://arxiv.org/abs/2305.18290"
+    provenance = "paper"
+
+    def act(self, observation: Observation) -> Duels:
+        """Two independent samples of the reference policy for each prompt."""
+        candidates = self.policy.sample(observation, 2, ("act", self.round), reference=True)
+        first = np.zeros(candidates.shape[0], np.int64)
+        return candidates.duel(first, first + 1)

@@ -1,0 +1,1 @@
+"""The environments: one prompt at a time, and a native batch."""

@@ -1,0 +1,39 @@
+"""Keyed randomness: every random draw is a pure function of a seed and of what the draw is for.
+
+No generator is carried from round to round, so there is no generator state to save, and a draw depends neither on the
+size of the batch it is made in nor on the rank that makes it.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import torch
+
+
+def _entropy(seed: int, key: tuple[int | str, ...]) -> list[int]:
+    """The words that name a stream; a str is hashed by CRC-32 (Python's own hash changes from process to process)."""
+    return [int(seed), *(zlib.crc32(part.encode()) if isinstance(part, str) else int(part) for part in key)]
+
+
+def generator(seed: int, *key: int | str) -> np.random.Generator:
+    """A NumPy generator for the stream named `key`, e.g. ``generator(seed, "prompts", epoch)``.
+
+    >>> bool(generator(1, "a", 2).random() == generator(1, "a", 2).random())
+    True
+    >>> bool(generator(1, "a", 2).random() == generator(1, "a", 3).random())
+    False
+    """
+    return np.random.default_rng(np.random.SeedSequence(_entropy(seed, key)))
+
+
+def torch_generator(seed: int, *key: int | str, device: str | torch.device = "cpu") -> torch.Generator:
+    """A torch generator for the stream named `key`, on `device`."""
+    state = np.random.SeedSequence(_entropy(seed, key)).generate_state(2, np.uint32)
+    return torch.Generator(device=device).manual_seed(int(state[0]) << 31 ^ int(state[1]))
+
+
+def uniforms(seed: int, name: str, numbers: np.ndarray) -> np.ndarray:
+    """One uniform draw in [0, 1) for each of `numbers` (M,), each from its own stream (seed, name, number); float64 (M,)."""
+    return np.array([generator(seed, name, int(number)).random() for number in numbers], dtype=np.float64)
