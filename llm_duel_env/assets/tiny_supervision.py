@@ -1,0 +1,79 @@
+"""What the embedded TinyTLDR policy is taught: random summaries, true to their post and careless of what matters."""
+
+from __future__ import annotations
+
+import random
+
+from llm_duel_env.tasks import tiny_language as language
+from llm_duel_env.tasks.tiny_words import FILLERS
+
+FACT_COUNTS, FACT_COUNT_WEIGHTS = (1, 2, 3, 4), (0.2, 0.42, 0.3, 0.08)
+ON_TOPIC_TASTE = 1.7
+"""How much likelier a supervised summary is to pick an on-topic fact first: people are not wholly careless."""
+OTHER_REGISTER_RATE = 0.06
+FILLER_RATE = 0.1
+CONTROL_SHARE = 0.25
+"""Share of supervised rows that are conditioned on a control token."""
+
+
+def all_facts(rng: random.Random, prompt: str) -> str:
+    """All facts of a post in shuffled order, as many as fit, each with its details or bare: teaches binding.
+
+    The order is shuffled because the post's own order would teach positions instead of copying.
+    """
+    facts = list(language.read_post(prompt).facts)
+    rng.shuffle(facts)
+    words = language.join([fact.text(rng.random() < 0.6, rng.random() < 0.6) for fact in facts]).split()
+    return " ".join(words[: language.MAX_WORDS])
+
+
+def random_summary(rng: random.Random, prompt: str) -> str:
+    """A random subset of facts in random order with random details, now and then with filler."""
+    post = language.read_post(prompt)
+    count = rng.choices(FACT_COUNTS, FACT_COUNT_WEIGHTS)[0]
+    taste = [ON_TOPIC_TASTE if language.verb_topic(fact.verb) == post.topic else 1.0 for fact in post.facts]
+    keys = [rng.random() ** (1.0 / weight) for weight in taste]  # weighted sampling without replacement
+    chosen = sorted(range(len(keys)), key=lambda k: -keys[k])[:count]
+    detail = rng.choice((0.2, 0.5, 0.8))  # a terse, a middling or a thorough writer
+    clauses = [
+        post.facts[k].text(rng.random() < detail, rng.random() < detail, rng.random() < OTHER_REGISTER_RATE)
+        for k in chosen
+    ]
+    if rng.random() < FILLER_RATE:
+        filler = rng.choice(FILLERS[rng.random() < 0.5])
+        clauses.insert(rng.randrange(len(clauses) + 1), filler.removesuffix(" ."))
+    while len(language.join(clauses).split()) > language.MAX_WORDS:
+        clauses.pop()
+    return language.join(clauses)
+
+
+def controlled_row(rng: random.Random, prompt: str) -> tuple[str, str]:
+    """(prompt with a control token, a response that fits it).
+
+    good is the best of 8 random summaries, bad the worst of 8; goal g has a utility of about g tenths of the optimum.
+    """
+    ranked = sorted((random_summary(rng, prompt) for _ in range(8)), key=lambda text: language.utility(prompt, text))
+    kind = rng.random()
+    if kind < 0.25:
+        return language.with_control(prompt, "<good>"), ranked[-1]
+    if kind < 0.5:
+        return language.with_control(prompt, "<bad>"), ranked[0]
+    best, ceiling = language.optimum(prompt)
+    target = rng.randrange(11) / 10
+    if target > 0.8:  # random summaries seldom come so high: the best one, or the optimum with its details gone
+        ranked += [best, language.degrade(prompt, best, 1)]
+    chosen = min(ranked, key=lambda text: abs(language.utility(prompt, text) / max(ceiling, 1e-6) - target))
+    return language.with_control(prompt, f"<goal_{goal_of(prompt, chosen)}>"), chosen
+
+
+def goal_of(prompt: str, response: str) -> int:
+    """The utility of a response in tenths of its prompt's optimum, 0 .. 10."""
+    ceiling = language.optimum(prompt)[1]
+    return max(0, min(10, round(10 * language.utility(prompt, response) / ceiling))) if ceiling > 0 else 0
+
+
+def supervised_row(rng: random.Random, prompt: str) -> tuple[str, str]:
+    """(prompt, response) as the supervised phase sees it."""
+    if rng.random() < CONTROL_SHARE:
+        return controlled_row(rng, prompt)
+    return prompt, random_summary(rng, prompt)
