@@ -136,8 +136,8 @@ class Duels:
     query: np.ndarray = None  # type: ignore[assignment]
     """(M,) bool: True asks the oracle (and pays); False abstains. All True where not given."""
     synthetic: np.ndarray = None  # type: ignore[assignment]
-    """(M,) float32: for an abstained pair the agent's own label, 1 where its first response wins, 0 where its second does;
-    NaN where it has none. It never leaves the agent."""
+    """(M,) float32: for an abstained pair the agent's own label, 1 where its first response wins, 0 where its second
+    does; NaN where it has none. It never leaves the agent."""
 
     def __post_init__(self) -> None:
         m, n = self.pair.shape

@@ -1,0 +1,32 @@
+"""The house stands as its plan says: links, short names refused, agents small."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("wing", ["agents", "baselines"])
+def test_the_wings_are_seen_at_the_top_level(wing):
+    link = ROOT / wing
+    assert link.is_symlink()
+    assert not Path(link.readlink()).is_absolute()
+    assert link.resolve() == ROOT / "llm_duel_env" / wing
+
+
+@pytest.mark.parametrize("wing", ["agents", "baselines"])
+def test_the_short_name_is_refused(monkeypatch, wing):
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.delitem(sys.modules, wing, raising=False)
+    with pytest.raises(ImportError, match=f"import llm_duel_env.{wing}"):
+        importlib.import_module(wing)
+
+
+def test_an_agent_file_is_short():
+    files = [*(ROOT / "llm_duel_env/agents").glob("*.py"), *(ROOT / "llm_duel_env/baselines").glob("*.py")]
+    assert len(files) > 5
+    long = {file.name: n for file in files if (n := len(file.read_text().splitlines())) > 300}
+    assert not long

@@ -1,0 +1,34 @@
+import numpy as np
+import torch
+from scipy import stats
+
+from llm_duel_env.randomness import generator, torch_generator, uniforms
+
+
+def test_a_stream_is_its_key():
+    assert generator(3, "label", 7).random() == generator(3, "label", 7).random()
+    draws = {generator(*key).random() for key in [(3, "label", 7), (4, "label", 7), (3, "flip", 7), (3, "label", 8)]}
+    assert len(draws) == 4
+
+
+def test_torch_streams_differ_and_repeat():
+    def draw(*key):
+        return torch.rand(4, generator=torch_generator(*key))
+
+    assert torch.equal(draw(0, "a", 1), draw(0, "a", 1))
+    assert not torch.equal(draw(0, "a", 1), draw(0, "a", 2))
+
+
+def test_uniforms_do_not_depend_on_their_batch():
+    numbers = np.arange(64)
+    whole = uniforms(5, "label", numbers)
+    parts = np.concatenate([uniforms(5, "label", part) for part in np.split(numbers, [3, 17])])
+    np.testing.assert_array_equal(whole, parts)
+
+
+def test_uniforms_are_uniform_and_uncorrelated():
+    draws = uniforms(0, "label", np.arange(4000))
+    assert draws.min() >= 0
+    assert draws.max() < 1
+    assert stats.kstest(draws, "uniform").pvalue > 1e-3
+    assert abs(np.corrcoef(draws[:-1], draws[1:])[0, 1]) < 0.05
