@@ -35,5 +35,5 @@ def torch_generator(seed: int, *key: int | str, device: str | torch.device = "cp
 
 
 def uniforms(seed: int, name: str, numbers: np.ndarray) -> np.ndarray:
-    """One uniform draw in [0, 1) for each of `numbers` (M,), each from its own stream (seed, name, number); float64 (M,)."""
+    """A uniform draw in [0, 1) for each of `numbers` (M,), from the streams (seed, name, number): float64 (M,)."""
     return np.array([generator(seed, name, int(number)).random() for number in numbers], dtype=np.float64)

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 Observation = Mapping[str, Any]
-"""A batch of M prompts. Always ``prompt_id`` (M,) int64, and either ``prompt`` (a sequence of M str), or, on finite tasks,
-``context`` (M, C) float32 with ``candidates`` (M, K, D) float32."""
+"""A batch of M prompts. Always ``prompt_id`` (M,) int64, and either ``prompt`` (a sequence of M str), or, on finite
+tasks, ``context`` (M, C) float32 with ``candidates`` (M, K, D) float32."""
 
 Metrics = dict[str, float]
 """Scalars to log, by name."""
@@ -48,8 +48,8 @@ def join(observations: Sequence[Observation]) -> Observation:
 class Candidates:
     """N responses to each of M prompts.
 
-    The environment is shown `responses`; a language-model policy trains on `tokens`, the very ids it sampled, so that no
-    text is ever tokenised again.
+    The environment is shown `responses`; a language-model policy trains on `tokens`, the very ids it sampled, so that
+    no text is ever tokenised again.
     """
 
     observation: Observation
@@ -95,7 +95,7 @@ class Candidates:
         return replace(self, observation=rows_of(self.observation, rows), **self._map(lambda value: value[rows]))
 
     def duel(self, first: np.ndarray, second: np.ndarray) -> Duels:
-        """Duels between each prompt's responses number `first` (M,) and `second` (M,), all of them sent to the oracle."""
+        """Duels between each prompt's responses `first` (M,) and `second` (M,), all of them sent to the oracle."""
         return Duels(self.take(np.stack([first, second], axis=1)))
 
     @staticmethod

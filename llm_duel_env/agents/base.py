@@ -34,7 +34,8 @@ class Agent(ABC):
     provenance: ClassVar[Literal["paper", "reconstructed", "ours"]] = "ours"
     """Whether the file follows a paper's text, was rebuilt from notes, or is this project's own control."""
     needs: ClassVar[frozenset[str]] = frozenset()
-    """What the method requires of a task beyond duels: a subset of {scores, ranking, editor, contrast_prompts, offline_pairs}."""
+    """What the method requires of a task beyond duels: a subset of {scores, ranking, editor, contrast_prompts,
+    offline_pairs}."""
 
     def __init__(self, task: TaskView, config: AgentConfig, *, seed: int, budget: int) -> None:
         missing = self.needs - task.provides
@@ -59,7 +60,7 @@ class Agent(ABC):
         """What the method does with a round's labels."""
 
     def update(self, preferences: Preferences) -> Metrics:
-        """Learns from a round's labels and counts them. `preferences` hold the duels of the last `act`, in its order."""
+        """Learns from a round's labels and counts them: the duels of the last `act`, in its order."""
         metrics = self.learn(preferences)
         self.round += 1
         first, second = preferences.pair.responses.T

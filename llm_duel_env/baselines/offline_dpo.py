@@ -1,4 +1,4 @@
-"""Offline DPO: the comparison of SEA (arXiv 2411.01493, Sec. 6.1): duels between samples of the supervised policy only."""
+"""Offline DPO as SEA compares with it (arXiv 2411.01493, Sec. 6.1): duels between samples of the supervised policy."""
 
 from __future__ import annotations
 

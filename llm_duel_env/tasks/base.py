@@ -16,7 +16,7 @@ from llm_duel_env.types import Observation
 
 @dataclass(frozen=True)
 class TaskView:
-    """What an agent may know of a task: its spaces, its training prompts, the supervised policy; no oracle, no optimum."""
+    """What an agent may know of a task: spaces, training prompts, the supervised policy; no oracle, no optimum."""
 
     name: str
     kind: Literal["finite", "text"]
@@ -85,5 +85,6 @@ class Task(ABC):
         """
         ids = np.asarray(prompt_ids)
         if ids.size and (ids.min() < 0 or ids.max() >= self.train_prompts):
-            raise ValueError(f"expected training prompt ids in [0, {self.train_prompts}), got {ids.min()} .. {ids.max()}")
+            wanted = f"expected training prompt ids in [0, {self.train_prompts})"
+            raise ValueError(f"{wanted}, got {ids.min()} .. {ids.max()}")
         return self.observe(ids)

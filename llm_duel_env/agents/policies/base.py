@@ -78,7 +78,12 @@ class Policy(ABC):
 
     @abstractmethod
     def sample(
-        self, observation: Observation, n: int, key: tuple[int | str, ...], *, reference: bool = False,
+        self,
+        observation: Observation,
+        n: int,
+        key: tuple[int | str, ...],
+        *,
+        reference: bool = False,
         temperature: float | None = None,
     ) -> Candidates:
         """Draws n responses to each of M prompts: (M, n). `temperature` None is the configured one; `reference` draws
@@ -90,7 +95,7 @@ class Policy(ABC):
 
     @abstractmethod
     def log_prob(self, candidates: Candidates) -> Tensor:
-        """Log-probability of each response (sum over its tokens, at temperature 1): (M, N), without gradient."""
+        """Log-probability of each response, summed over tokens, at temperature 1: (M, N), without gradient."""
 
     @abstractmethod
     def reference_log_prob(self, candidates: Candidates) -> Tensor:
@@ -101,7 +106,9 @@ class Policy(ABC):
         """Features of each (prompt, response) under the frozen encoder: (M, N, D) float32, without gradient."""
 
     @abstractmethod
-    def update(self, loss: DirectOptimizer, preferences: Preferences, *, progress: float, key: tuple[int | str, ...]) -> Metrics:
+    def update(
+        self, loss: DirectOptimizer, preferences: Preferences, *, progress: float, key: tuple[int | str, ...]
+    ) -> Metrics:
         """Trains on the preferences that have a winner: `passes` passes in batches, shuffled by `key`.
 
         Args:

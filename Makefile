@@ -1,0 +1,69 @@
+# Every verb does its own set-up. `make` alone lists them.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+OUT ?= runs
+
+# torch's OpenMP threads spin while they wait and collapse when anything else wants the core.
+export OMP_WAIT_POLICY := PASSIVE
+export TOKENIZERS_PARALLELISM := false
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-dev demo test test-slow lint format bench-speed assets study tune clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+setup: $(VENV)/.installed  ## a virtual environment with the package in it
+
+# torch first and alone: resolved together with the rest, pip may pick a newer torch and gigabytes of CUDA.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), f"Python >= 3.10 is needed, this is {sys.version}"'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	@touch $@
+
+setup-dev: $(VENV)/.installed-dev  ## the same with the tools of development
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: setup  ## SEA against online DPO on a laptop: a table, learning curves, TensorBoard logs
+	$(BIN)/llm-duel demo --out $(OUT)/demo --jobs $(JOBS)
+
+test: setup-dev  ## the tests, with coverage
+	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term:skip-covered $(ARGS)
+
+test-slow: setup-dev  ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: setup-dev  ## style, types, and the floors of the house
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup-dev  ## what ruff can mend by itself
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench-speed: setup  ## seconds per stage beside the arithmetic floor and a plain implementation
+	$(BIN)/python -m llm_duel_env.benchmark.speed
+
+assets: setup  ## rebuilds the embedded tiny models from nothing
+	$(BIN)/python -m llm_duel_env.assets.build_tiny_tldr --out build/tiny_tldr --seed 0
+
+tune: setup  ## the learning-rate sweeps behind the recipes, on tuning seeds
+	$(BIN)/llm-duel bench tune-synthetic --out $(OUT)/tune-synthetic --jobs $(JOBS)
+	$(BIN)/llm-duel bench tune-tiny-tldr --out $(OUT)/tune-tiny-tldr --jobs $(JOBS)
+
+study: setup  ## the comparison behind the README's numbers (about an hour)
+	$(BIN)/llm-duel bench spine-synthetic --out $(OUT)/spine-synthetic --jobs $(JOBS)
+	$(BIN)/llm-duel bench spine-tiny-tldr --out $(OUT)/spine-tiny-tldr --jobs $(JOBS)
+
+clean:  ## removes what the verbs made, but not the runs
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage
