@@ -77,3 +77,38 @@ def supervised_row(rng: random.Random, prompt: str) -> tuple[str, str]:
     if rng.random() < CONTROL_SHARE:
         return controlled_row(rng, prompt)
     return prompt, random_summary(rng, prompt)
+
+
+def near_optimum(rng: random.Random, prompt: str) -> str:
+    """The optimum, reordered, enriched or spoilt in one of several ways: what a well-trained policy might say.
+
+    The reward model sees these, or it would be lost where the supervised policy never goes.
+    """
+    post = language.read_post(prompt)
+    clauses = language.optimum(prompt)[0].split(f" {language.SEPARATOR} ")
+    rng.shuffle(clauses)
+    place = rng.randrange(len(clauses))
+    fact = rng.choice(post.facts)
+    words = clauses[place].split()
+    kind = rng.randrange(8)
+    if kind == 0:  # a fact too many, or one repeated
+        clauses.append(fact.text(rng.random() < 0.5, rng.random() < 0.5))
+    elif kind == 1:  # a fact too few
+        clauses.pop(place)
+    elif kind == 2 and len(words) >= 3:  # who and whom exchanged
+        swap = {"i": "me", "me": "i"}
+        words[0], words[2] = swap.get(words[2], words[2]), swap.get(words[0], words[0])
+        clauses[place] = " ".join(words)
+    elif kind == 3:  # one word replaced by a word of the post
+        words[rng.randrange(len(words))] = rng.choice(prompt.split())
+        clauses[place] = " ".join(words)
+    elif kind == 4:  # words lost at the end
+        clauses[place] = " ".join(words[: rng.randrange(1, len(words) + 1)])
+    elif kind == 5:  # the right facts, other details
+        for k, clause in enumerate(clauses):
+            stated = language.read_response(prompt, clause)[0].fact
+            if stated:
+                clauses[k] = stated.text(rng.random() < 0.5, rng.random() < 0.5, rng.random() < 0.1)
+    elif kind == 6:  # every fact of the topic
+        clauses = [f.text(rng.random() < 0.7) for f in post.facts if language.verb_topic(f.verb) == post.topic]
+    return " ".join(language.join(clauses).split()[: language.MAX_WORDS])

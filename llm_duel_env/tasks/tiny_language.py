@@ -237,7 +237,7 @@ def utility(prompt: str, response: str) -> float:
             score += fact.cause_worth if stated.cause == fact.cause else -WRONG_DETAIL
         if stated.time:
             score += fact.time_worth if stated.time == fact.time else -WRONG_DETAIL
-    return SCALE * score
+    return SCALE * score + 0.0  # never -0.0
 
 
 @lru_cache(maxsize=65_536)

@@ -1,0 +1,294 @@
+"""Builds TinyTLDR's embedded models from nothing: `python -m llm_duel_env.assets.build_tiny_tldr --out DIR --seed 0`.
+
+Two cores, a quarter of an hour. Phase 1 teaches the policy to copy facts with their binding, phase 2 to write random
+summaries (the supervised policy); the reward model starts from that policy's body and learns the utility's preferences.
+Then everything the README claims is measured and written to `measured.json`. The same seed, machine and thread count
+give the same assets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
+
+from llm_duel_env.assets import tiny_supervision as supervision
+from llm_duel_env.assets.tiny_measure import measure_policy, measure_reward_model, sample
+from llm_duel_env.tasks import tiny_language as language
+from llm_duel_env.tasks.tiny_words import CONTROL_TOKENS, vocabulary
+
+SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
+PAD, BOS, EOS = 0, 1, 2
+HELDOUT_PROMPTS = 1024
+BINDING_STEPS, SUPERVISED_STEPS, REWARD_STEPS = 800, 1500, 1300
+BATCH = 64
+PROMPT_WEIGHT = 0.1
+"""Weight of the prompt's own tokens in the language-model loss: a little of it helps the features."""
+REWARD_PROMPTS = 4000
+GROUP, GROUPS = 8, 16
+"""Responses of one prompt that meet in the reward model's loss (all pairs), and prompts in its batch."""
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """A word-level tokenizer: words are what whitespace separates; a prompt gets <bos> and no <eos>."""
+    words = [*SPECIAL, *CONTROL_TOKENS, *vocabulary()]
+    core = Tokenizer(models.WordLevel({word: k for k, word in enumerate(words)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    core.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", BOS)])
+    names = dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), SPECIAL, strict=True))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        **names,
+        padding_side="left",
+        model_max_length=256,
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def build_policy(vocabulary_size: int) -> LlamaForCausalLM:
+    """An untrained policy. Head size 32 and a vocabulary padded to a multiple of 16, as inference engines like it."""
+    config = LlamaConfig(
+        vocab_size=math.ceil(vocabulary_size / 16) * 16,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=32,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        initializer_range=0.04,
+        attention_dropout=0.0,
+        pad_token_id=PAD,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+        dtype="float32",
+    )
+    model = LlamaForCausalLM(config)
+    model.generation_config = GenerationConfig(
+        do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=language.MAX_WORDS + 1,
+        pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS,
+    )  # fmt: skip
+    return model
+
+
+def optimise(
+    model: torch.nn.Module, steps: int, rate: float, loss_of_batch: Callable[[int], Tensor], name: str
+) -> None:
+    """AdamW with a short warm-up and a cosine to nothing; prints the mean loss now and then."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
+    model.train()
+    began, running = time.time(), 0.0
+    for step in range(steps):
+        scale = min(1.0, (step + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate * scale
+        loss = loss_of_batch(step)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        running += loss.item()
+        if (step + 1) % 100 == 0:
+            print(f"{name} {step + 1}/{steps} loss {running / 100:.4f} {time.time() - began:.0f} s", flush=True)
+            running = 0.0
+    model.eval()
+
+
+def train_language_model(
+    model: LlamaForCausalLM,
+    words: dict[str, int],
+    make_row: Callable[[random.Random, str], tuple[str, str]],
+    posts: Sequence[str],
+    steps: int,
+    rate: float,
+    rng: random.Random,
+    name: str,
+) -> None:
+    """Next-token training on rows (prompt, response), the prompt's own tokens weighted by PROMPT_WEIGHT."""
+    pool: list[list[tuple[list[int], int]]] = []
+
+    def loss_of_batch(step: int) -> Tensor:
+        if not pool:  # rows of 8 batches are sorted by length, so that little of a batch is padding
+            rows = []
+            for _ in range(8 * BATCH):
+                prompt, response = make_row(rng, rng.choice(posts))
+                start = [BOS, *(words[word] for word in prompt.split())]
+                rows.append(([*start, *(words[word] for word in response.split()), EOS], len(start)))
+            rows.sort(key=lambda row: len(row[0]))
+            pool.extend(rows[k : k + BATCH] for k in range(0, len(rows), BATCH))
+            rng.shuffle(pool)
+        batch = pool.pop()
+        width = max(len(ids) for ids, _ in batch)
+        ids = torch.tensor([row + [PAD] * (width - len(row)) for row, _ in batch])
+        weights = torch.tensor(
+            [[PROMPT_WEIGHT] * (n - 1) + [1.0] * (len(row) - n) + [0.0] * (width - len(row)) for row, n in batch]
+        )
+        # Padding stands on the right of a causal model: no mask is needed, the loss ignores it.
+        logits = model(input_ids=ids[:, :-1], use_cache=False).logits
+        losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+        return (losses * weights.flatten()).sum() / (weights == 1.0).sum()
+
+    optimise(model, steps, rate, loss_of_batch, name)
+
+
+def reward_responses(
+    policy: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], seed: int
+) -> list[list[str]]:
+    """For each prompt, the responses that the reward model learns from: sampled, conditioned, edited, near the best."""
+    rng = random.Random(seed)
+    plain = sample(policy, tokenizer, prompts, 8, seed + 1)
+    good = sample(policy, tokenizer, [language.with_control(p, "<good>") for p in prompts], 3, seed + 2)
+    bad = sample(policy, tokenizer, [language.with_control(p, "<bad>") for p in prompts], 1, seed + 3)
+    responses = []
+    for k, prompt in enumerate(prompts):
+        best = language.optimum(prompt)[0]
+        made = [best, *(supervision.near_optimum(rng, prompt) for _ in range(6))]
+        made += [language.edit(prompt, plain[k][0], plain[k][1]), language.degrade(prompt, best, rng.randrange(1, 5))]
+        made += [language.degrade(prompt, good[k][0], rng.randrange(1, 5)), supervision.random_summary(rng, prompt)]
+        responses.append(list(dict.fromkeys([*plain[k], *good[k], *bad[k], *made])))
+    return responses
+
+
+def train_reward_model(
+    model: LlamaForSequenceClassification,
+    words: dict[str, int],
+    prompts: Sequence[str],
+    responses: Sequence[Sequence[str]],
+    steps: int,
+    rate: float,
+    rng: random.Random,
+) -> None:
+    """Bradley-Terry loss over all pairs of a group of responses to one prompt, against the utility's probabilities.
+
+    The group shares one copy of its prompt: responses stand side by side in one row, each sees the prompt and itself
+    only and counts positions from the prompt's end, so every score is the one that the response alone would get.
+    """
+    unknown = SPECIAL.index("<unk>")
+
+    def loss_of_batch(step: int) -> Tensor:
+        rows, targets = [], []
+        for _ in range(GROUPS):
+            k = rng.randrange(len(prompts))
+            chosen = rng.sample(responses[k], min(GROUP, len(responses[k])))
+            chosen += [chosen[0]] * (GROUP - len(chosen))
+            targets.append([language.utility(prompts[k], text) for text in chosen])
+            pieces = [[BOS, *(words.get(word, unknown) for word in prompts[k].split())]]
+            rows.append(pieces + [[*(words.get(word, unknown) for word in text.split()), EOS] for text in chosen])
+        width = max(sum(map(len, pieces)) for pieces in rows)
+        ids = torch.full((GROUPS, width), PAD)
+        positions = torch.zeros((GROUPS, width), dtype=torch.long)
+        owner = torch.full((GROUPS, width), -1)  # 0: the prompt, 1 .. GROUP: a response, -1: padding
+        ends = torch.zeros((GROUPS, GROUP), dtype=torch.long)
+        for r, pieces in enumerate(rows):
+            at, start = 0, len(pieces[0])
+            for k, piece in enumerate(pieces):
+                ids[r, at : at + len(piece)] = torch.tensor(piece)
+                first = 0 if k == 0 else start
+                positions[r, at : at + len(piece)] = torch.arange(first, first + len(piece))
+                owner[r, at : at + len(piece)] = k
+                at += len(piece)
+                if k:
+                    ends[r, k - 1] = at - 1
+        same = owner[:, :, None] == owner[:, None, :]
+        visible = (same | (owner[:, None, :] == 0)) & torch.ones(width, width, dtype=torch.bool).tril()
+        mask = torch.zeros(visible.shape).masked_fill(~visible, torch.finfo(torch.float32).min)[:, None]
+        hidden = model.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)[0]
+        at_ends = hidden.gather(1, ends[:, :, None].expand(-1, -1, hidden.shape[-1]))
+        scores = model.score(at_ends).squeeze(-1)  # (GROUPS, GROUP)
+        truth = torch.tensor(targets)
+        first, second = torch.triu_indices(GROUP, GROUP, offset=1)
+        return torch.nn.functional.binary_cross_entropy_with_logits(
+            scores[:, first] - scores[:, second], torch.sigmoid(truth[:, first] - truth[:, second])
+        )
+
+    optimise(model, steps, rate, loss_of_batch, "reward model")
+
+
+def build(out: Path, seed: int, effort: float = 1.0) -> dict[str, float]:
+    """Builds and measures all assets in `out`. `effort` scales the training steps (below 1 for a trial)."""
+    began = time.time()
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)  # the models' initial weights; everything else draws from its own generator
+    tokenizer = build_tokenizer()
+    words = tokenizer.get_vocab()
+    posts = [language.train_prompt(k) for k in range(language.TRAIN_PROMPTS)]
+    heldout = [language.heldout_prompt(k) for k in range(HELDOUT_PROMPTS)]
+    if set(posts) & set(heldout):
+        raise RuntimeError("expected held-out prompts that are not training prompts, got a shared one")
+
+    policy = build_policy(len(tokenizer))
+    train_language_model(
+        policy, words, lambda rng, prompt: (prompt, supervision.all_facts(rng, prompt)), posts,
+        int(effort * BINDING_STEPS), 2e-3, random.Random(seed + 1), "binding",
+    )  # fmt: skip
+    train_language_model(
+        policy, words, supervision.supervised_row, posts,
+        int(effort * SUPERVISED_STEPS), 1.5e-3, random.Random(seed + 2), "supervised",
+    )  # fmt: skip
+    policy.save_pretrained(out / "policy")
+    tokenizer.save_pretrained(out / "policy")
+    references = [texts[0] for texts in sample(policy, tokenizer, heldout, 1, seed + 3)]
+    with (out / "heldout.jsonl").open("w", encoding="utf-8") as file:
+        for k, (prompt, reference) in enumerate(zip(heldout, references, strict=True)):
+            file.write(json.dumps({"prompt_id": k, "prompt": prompt, "reference": reference}) + "\n")
+    print(f"policy saved after {time.time() - began:.0f} s", flush=True)
+    measured = measure_policy(policy, tokenizer, heldout[:256], seed + 4)
+    print(json.dumps(measured, indent=1), flush=True)
+
+    prompts = posts[: int(min(1.0, 4 * effort) * REWARD_PROMPTS)]
+    responses = reward_responses(policy, tokenizer, prompts, seed + 5)
+    print(f"reward model's data sampled after {time.time() - began:.0f} s", flush=True)
+    reward_config = LlamaConfig(**policy.config.to_dict())
+    reward_config.num_labels = 1
+    reward_model = LlamaForSequenceClassification(reward_config)
+    reward_model.model.load_state_dict(policy.model.state_dict())
+    train_reward_model(
+        reward_model, words, prompts, responses, int(effort * REWARD_STEPS), 1e-3, random.Random(seed + 6)
+    )
+    reward_model.save_pretrained(out / "reward_model")
+    tokenizer.padding_side = "right"
+    tokenizer.save_pretrained(out / "reward_model")
+    measured |= measure_reward_model(policy, reward_model, tokenizer, heldout[:256], seed + 7)
+    measured |= {
+        "policy_parameters": sum(p.numel() for p in policy.parameters()),
+        "reward_model_parameters": sum(p.numel() for p in reward_model.parameters()),
+        "vocabulary": len(tokenizer),
+        "bytes": sum(path.stat().st_size for path in out.rglob("*") if path.is_file()),
+        "build_seconds": round(time.time() - began),
+    }
+    (out / "measured.json").write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(measured, indent=1), flush=True)
+    return measured
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Build TinyTLDR's embedded models.")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the assets")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--effort", type=float, default=1.0, help="scales the training steps, below 1 for a trial")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    build(options.out, options.seed, options.effort)
+
+
+if __name__ == "__main__":
+    main()
