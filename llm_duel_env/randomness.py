@@ -35,5 +35,20 @@ def torch_generator(seed: int, *key: int | str, device: str | torch.device = "cp
 
 
 def uniforms(seed: int, name: str, numbers: np.ndarray) -> np.ndarray:
-    """A uniform draw in [0, 1) for each of `numbers` (M,), from the streams (seed, name, number): float64 (M,)."""
-    return np.array([generator(seed, name, int(number)).random() for number in numbers], dtype=np.float64)
+    """One uniform draw in [0, 1) for each of `numbers` (M,), a function of (seed, name, number) alone; float64 (M,).
+
+    SplitMix64 (Steele, Lea and Flood 2014) of the number, begun at a state hashed from (seed, name) and keyed by a second
+    one: thousands of draws take microseconds, where as many generators would take tens of milliseconds.
+    """
+    start, key = np.random.SeedSequence(_entropy(seed, (name,))).generate_state(2, np.uint64)
+    with np.errstate(over="ignore"):
+        state = np.asarray(numbers).astype(np.int64).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + start
+        bits = _mix(_mix(state) ^ key)
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _mix(state: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser: a bijection of 64-bit words in which every input bit moves every output bit."""
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))

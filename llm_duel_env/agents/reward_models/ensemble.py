@@ -1,0 +1,191 @@
+"""The epistemic reward model: an ensemble of small networks on frozen features (SEA, arXiv 2411.01493, Sec. 4.2.1).
+
+Each member is anchored to its own random start, so that members agree where there is data and disagree elsewhere: a
+member drawn at random is, approximately, a draw from the posterior over rewards.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from llm_duel_env.agents.reward_models.replay import PairBuffer
+from llm_duel_env.randomness import generator, torch_generator
+from llm_duel_env.types import Metrics
+
+
+@dataclass(frozen=True)
+class EnsembleConfig:
+    """Defaults are SEA's (arXiv 2411.01493, App. D, and the released code)."""
+
+    members: int = 20
+    """E (paper: 20)."""
+    hidden: int = 128
+    """Units in each of the two hidden layers (paper: 128)."""
+    anchor: float = 0.5
+    """Strength lambda of the pull of each member to its own start (paper: 0.5)."""
+    learning_rate: float = 1e-3
+    """Of Adam (released code: 1e-3)."""
+    steps: int = 5
+    """Gradient steps per round (paper: 5)."""
+    batch: int = 128
+    """Duels per step, drawn uniformly from the buffer (released code: 128)."""
+    start: int = 128
+    """Duels that must be stored before the first step (released code: 128)."""
+    capacity: int = 50_000
+    """Duels kept (released code: 50,000)."""
+
+
+class EnsembleRewardModel:
+    """E reward networks with two hidden layers, computed together; features are never copied per member."""
+
+    def __init__(
+        self, feature_size: int, config: EnsembleConfig, *, seed: int, device: str | torch.device = "cpu"
+    ) -> None:
+        if min(config.members, config.hidden, config.batch, config.start, config.capacity) < 1 or config.steps < 0:
+            raise ValueError(f"expected positive sizes and steps >= 0, got {config}")
+        if config.anchor < 0:
+            raise ValueError(f"anchor: expected a number >= 0, got {config.anchor}")
+        self.config, self.seed, self.device = config, seed, torch.device(device)
+        e, h = config.members, config.hidden
+        draw = torch_generator(seed, "ensemble")
+        weights = {
+            "w1": _truncated_normal((feature_size, e * h), feature_size, draw),
+            "b1": torch.zeros(e * h),
+            "w2": _truncated_normal((e, h, h), h, draw),
+            "b2": torch.zeros(e, 1, h),
+            "w3": _truncated_normal((e, h, 1), h, draw),
+            "b3": torch.zeros(e, 1, 1),
+        }
+        self.weights = {name: value.to(self.device).requires_grad_() for name, value in weights.items()}
+        self.anchors = {name: value.detach().clone() for name, value in self.weights.items()}
+        self.optimizer = torch.optim.Adam(list(self.weights.values()), lr=config.learning_rate, fused=True)
+        self.buffer = PairBuffer(config.capacity, feature_size)
+        self.steps = 0
+
+    @property
+    def trained(self) -> bool:
+        """Whether any member has learnt anything yet."""
+        return self.steps > 0
+
+    @torch.no_grad()
+    def __call__(self, features: Tensor) -> Tensor:
+        """Rewards of all members, without gradient: (..., D) -> (E, ...)."""
+        return self.forward(features.to(self.device))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Rewards of all members, with gradient: (..., D) -> (E, ...)."""
+        w, shape = self.weights, features.shape
+        if shape[-1] != w["w1"].shape[0]:
+            raise ValueError(f"features: expected (..., {w['w1'].shape[0]}), got {tuple(shape)}")
+        e, h = self.config.members, self.config.hidden
+        # One matrix product gives every member's first layer, (B, E * H); its view as (E, B, H) costs nothing.
+        first = torch.addmm(w["b1"], features.reshape(-1, shape[-1]), w["w1"]).relu_().view(-1, e, h).transpose(0, 1)
+        second = torch.baddbmm(w["b2"], first, w["w2"]).relu_()
+        return torch.baddbmm(w["b3"], second, w["w3"]).view(e, *shape[:-1])
+
+    def objective(self, pairs: Tensor, labelled: int) -> Tensor:
+        """Per member: mean NLL of the duels + (anchor / labelled) * squared distance from the member's start: (E,).
+
+        Args:
+            pairs: (B, 2, D) features, winner first.
+            labelled: n, the number of labelled duels there are in all.
+        """
+        rewards = self.forward(pairs)
+        nll = F.softplus(rewards[:, :, 1] - rewards[:, :, 0]).mean(dim=1)
+        return nll + self.config.anchor / labelled * self.squared_distance()
+
+    def squared_distance(self) -> Tensor:
+        """||phi - phi_0||^2 of each member: (E,)."""
+        e, h = self.config.members, self.config.hidden
+        total = torch.zeros(e, device=self.device, dtype=self.weights["w1"].dtype)
+        for name, value in self.weights.items():
+            square = (value - self.anchors[name]).square()
+            if name in ("w1", "b1"):  # members stand side by side in the columns of the first layer
+                total = total + square.view(-1, e, h).sum(dim=(0, 2))
+            else:
+                total = total + square.sum(dim=(1, 2))
+        return total
+
+    def update(self, pairs: Tensor, key: tuple[int | str, ...]) -> Metrics:
+        """Stores oracle-labelled duels, (B, 2, D) winner first, and takes the round's steps on the buffer.
+
+        Args:
+            key: names the random stream that minibatches are drawn from.
+
+        Returns:
+            ``accuracy`` (mean over members) and ``accuracy_of_mean`` on the new duels and ``std`` of their reward
+            difference, all before training; ``loss``, ``distance`` (mean ||phi - phi_0||), ``stored``, ``steps``.
+        """
+        metrics: Metrics = {}
+        if len(pairs):
+            rewards = self(pairs)
+            margin = rewards[:, :, 0] - rewards[:, :, 1]  # (E, B)
+            metrics["accuracy"] = float((margin > 0).float().mean())
+            metrics["accuracy_of_mean"] = float((margin.mean(dim=0) > 0).float().mean())
+            if self.config.members > 1:
+                metrics["std"] = float(margin.std(dim=0).mean())
+        self.buffer.add(pairs)
+        if len(self.buffer) >= self.config.start and self.config.steps:
+            draw = generator(self.seed, "replay", *key)
+            losses = [self._step(self.buffer.sample(self.config.batch, draw)) for _ in range(self.config.steps)]
+            metrics["loss"] = float(torch.stack(losses).mean())
+            with torch.no_grad():
+                metrics["distance"] = float(self.squared_distance().sqrt().mean())
+        return metrics | {"stored": float(len(self.buffer)), "steps": float(self.steps)}
+
+    def _step(self, pairs: Tensor) -> Tensor:
+        objective = self.objective(pairs.to(self.device), self.buffer.added)
+        self.optimizer.zero_grad(set_to_none=True)
+        objective.sum().backward()  # a sum: each member follows its own objective, as if it were alone
+        self.optimizer.step()
+        self.steps += 1
+        return objective.detach().mean()
+
+    def save(self, folder: Path) -> None:
+        """Writes weights, anchors, Adam's moments, the buffer and the counters."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = dict(self.weights) | {f"anchor.{name}": value for name, value in self.anchors.items()}
+        for name, value in self.weights.items():
+            for moment, state in self.optimizer.state.get(value, {}).items():
+                tensors[f"adam.{moment}.{name}"] = state
+        save_file(
+            {name: value.detach().contiguous() for name, value in tensors.items()}, folder / "ensemble.safetensors"
+        )
+        self.buffer.save(folder / "duels.safetensors")
+        (folder / "ensemble.json").write_text(json.dumps({"steps": self.steps}))
+
+    def load(self, folder: Path) -> None:
+        """Restores what `save` wrote.
+
+        Raises:
+            ValueError: another size of ensemble or of features.
+        """
+        tensors = load_file(folder / "ensemble.safetensors", device=str(self.device))
+        for name, value in self.weights.items():
+            if tensors[name].shape != value.shape:
+                raise ValueError(f"{name}: expected {tuple(value.shape)}, got {tuple(tensors[name].shape)}")
+            value.data.copy_(tensors[name])
+            self.anchors[name].copy_(tensors[f"anchor.{name}"])
+            moments = {
+                m: tensors[f"adam.{m}.{name}"]
+                for m in ("step", "exp_avg", "exp_avg_sq")
+                if f"adam.{m}.{name}" in tensors
+            }
+            self.optimizer.state.pop(value, None)
+            if moments:
+                self.optimizer.state[value] = moments
+        self.buffer.load(folder / "duels.safetensors")
+        self.steps = json.loads((folder / "ensemble.json").read_text())["steps"]
+
+
+def _truncated_normal(shape: tuple[int, ...], fan_in: int, draw: torch.Generator) -> Tensor:
+    """Normal with standard deviation 1 / (2 sqrt(fan_in)), cut at two of them, as in the released code."""
+    std = 0.5 / fan_in**0.5
+    return torch.nn.init.trunc_normal_(torch.empty(shape), std=std, a=-2 * std, b=2 * std, generator=draw)
