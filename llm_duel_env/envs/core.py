@@ -1,0 +1,279 @@
+"""What both environments stand on: prompts in order, duels judged, labels bought, written down and counted."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gymnasium.error import ResetNeeded
+
+from llm_duel_env.ledger import Ledger, LedgerMismatch, Record
+from llm_duel_env.metrics import Respond, duel_metrics, evaluate, evaluate_prompts
+from llm_duel_env.oracles.checked import checked_win_probability
+from llm_duel_env.oracles.feedback import Feedback
+from llm_duel_env.randomness import generator
+from llm_duel_env.tasks import make_task
+from llm_duel_env.tasks.base import Task
+from llm_duel_env.types import Metrics, Observation, rows_of
+
+_STATE = ("seed", "served", "round", "query_count")
+
+
+class BudgetExceeded(RuntimeError):  # noqa: N818 (an exception that says what happened)
+    """An action asks for more queries than the budget has left. Nothing was spent."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of M duels; all arrays are (M,)."""
+
+    preference: np.ndarray
+    """1 the first won, 0 the second, 1/2 a tie, NaN abstained."""
+    charged: np.ndarray
+    """A query was paid for it."""
+    reward: np.ndarray
+    """Probability of beating the reference, mean over both responses; the preference where the task has no reference;
+    0 where abstained."""
+    metrics: dict[str, np.ndarray]
+    """What only an evaluator may know; NaN where unknown or abstained."""
+
+
+class DuelCore:
+    """One run: its task, its feedback, its ledger, and how far it has come.
+
+    The state of a run is four numbers (`state_dict`): the order of prompts and the noise of labels are keyed by its
+    seed, so they need no generator and do not depend on how many prompts come in a round.
+    """
+
+    def __init__(
+        self,
+        task: str | Task,
+        task_kwargs: dict[str, Any] | None = None,
+        budget: int | None = None,
+        max_rounds: int | None = None,
+        feedback: str | None = None,
+        flip_rate: float = 0.0,
+        tie_margin: float = 0.0,
+        ledger: str | os.PathLike[str] | None = None,
+    ) -> None:
+        for name, limit in (("budget", budget), ("max_rounds", max_rounds)):
+            if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, np.integer)) or limit < 1):
+                raise ValueError(f"{name}: expected a whole number of at least 1 or None, got {limit!r}")
+        if isinstance(task, Task) and task_kwargs:
+            raise ValueError(f"task_kwargs go with a task's name, but the task is given as an object: {task_kwargs}")
+        self.task = task if isinstance(task, Task) else make_task(task, **(task_kwargs or {}))
+        self.feedback = Feedback(feedback or self.task.feedback, flip_rate, tie_margin)  # type: ignore[arg-type]
+        self.budget, self.max_rounds = budget, max_rounds
+        self.ledger: Ledger | None = None
+        self._ledger_path = ledger
+        self._identity = {
+            "task": self.task.name,
+            "task_kwargs": task_kwargs or {},
+            "feedback": self.feedback.kind,
+            "flip_rate": float(flip_rate),
+            "tie_margin": float(tie_margin),
+        }
+        self.seed: int | None = None
+        self.served = self.round = self.query_count = 0
+        self._epoch: tuple[int, int, np.ndarray] | None = None
+
+    @property
+    def remaining(self) -> int | None:
+        """Queries left in the budget; None where there is no budget."""
+        return None if self.budget is None else max(self.budget - self.query_count, 0)
+
+    @property
+    def finished(self) -> bool:
+        """The budget or the rounds are spent."""
+        return self.remaining == 0 or (self.max_rounds is not None and self.round >= self.max_rounds)
+
+    def reset(self, seed: int) -> None:
+        """Starts the run of this seed. Where its ledger holds labels already, they will be replayed, not bought.
+
+        Raises:
+            LedgerMismatch: the ledger holds labels of a different run.
+        """
+        self._start({"seed": int(seed), "served": 0, "round": 0, "query_count": 0})
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far the run has come, as JSON has it."""
+        return {name: getattr(self, name) for name in _STATE}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from where `state` was taken. What the ledger holds beyond it is replayed.
+
+        Raises:
+            ValueError: not a state.
+            LedgerMismatch: the ledger belongs to a different run, or lacks labels that were bought before `state`.
+        """
+        if set(state) != set(_STATE) or not all(isinstance(state[name], int) for name in _STATE):
+            raise ValueError(f"expected a state with whole numbers {_STATE}, got {state}")
+        self._start(state)
+
+    def _start(self, state: dict[str, Any]) -> None:
+        if self._ledger_path is not None:
+            self.close()
+            ledger = Ledger(self._ledger_path, {**self._identity, "seed": state["seed"]})
+            if len(ledger) < state["query_count"]:
+                ledger.close()
+                wanted = f"expected at least the {state['query_count']} labels bought before this state"
+                raise LedgerMismatch(f"{ledger.path}: {wanted}, got {len(ledger)}")
+            self.ledger = ledger
+        for name in _STATE:
+            setattr(self, name, state[name])
+
+    def prompt_ids(self, count: int) -> np.ndarray:
+        """Ids of the next `count` prompts, (count,) int64: every epoch is another permutation of the training ids."""
+        positions = np.arange(self.served, self.served + count)
+        epochs, offsets = np.divmod(positions, self.task.train_prompts)
+        return np.array([self._order(int(epoch))[offset] for epoch, offset in zip(epochs, offsets)], np.int64)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if self.seed is None:
+            raise ResetNeeded("call reset() before asking for prompts or stepping")
+        if self._epoch is None or self._epoch[:2] != (self.seed, epoch):
+            order = generator(self.seed, "prompts", epoch).permutation(self.task.train_prompts)
+            self._epoch = (self.seed, epoch, order)
+        return self._epoch[2]
+
+    def duel(self, prompt_ids: np.ndarray, first: np.ndarray, second: np.ndarray, query: np.ndarray) -> Outcome:
+        """Shows M pairs and buys the labels asked for: recorded durably, then counted, then returned.
+
+        Args:
+            prompt_ids: (M,) the prompts.
+            first: (M,) responses; as `parse_action` gives them.
+            second: (M,) responses.
+            query: (M,) bool; False abstains: the pair is not shown.
+
+        Raises:
+            ResetNeeded: before the first reset, or after the last round.
+            BudgetExceeded: more queries than are left.
+            OracleError: an unusable answer.
+            LedgerMismatch: the ledger remembers other duels. In all these cases nothing has changed.
+        """
+        if self.seed is None or (self.max_rounds is not None and self.round >= self.max_rounds):
+            raise ResetNeeded(
+                "call reset() before stepping" if self.seed is None else f"round {self.round} was the last"
+            )
+        charged = query & (first != second)
+        if self.remaining is not None and charged.sum() > self.remaining:
+            raise BudgetExceeded(
+                f"expected at most {self.remaining} queries, all that the budget has left, got {charged.sum()}"
+            )
+        prompts = self.task.observe(prompt_ids)
+        count, shown = len(prompt_ids), np.flatnonzero(query)
+        metrics = duel_metrics(self.task, rows_of(prompts, shown), first[shown], second[shown])
+        rows = np.flatnonzero(charged)
+        records = self._buy(rows_of(prompts, rows), first[rows], second[rows])
+
+        preference = np.where(query, 0.5, np.nan)
+        probability = np.where(query, 0.5, np.nan)
+        preference[rows] = [record["label"] for record in records]
+        probability[rows] = [record["probability"] for record in records]
+        spread = {name: _spread(value, shown, count) for name, value in metrics.items()}
+        has_reference = not np.isnan(spread["online_win_probability"][shown]).any()
+        reward = np.nan_to_num(spread["online_win_probability"] if has_reference else preference, nan=0.0)
+        self.query_count += len(rows)
+        self.round += 1
+        self.served += count
+        return Outcome(preference, charged, reward, {**spread, "probability": probability})
+
+    def _buy(self, prompts: Observation, first: np.ndarray, second: np.ndarray) -> list[Record]:
+        """The records of these queries: replayed where the ledger has them, else bought in one batch and appended."""
+        assert self.seed is not None
+        text = self.task.kind == "text"
+        count = len(first)
+        records: list[Record] = [
+            {
+                "query": self.query_count + row,
+                "round": self.round,
+                "prompt_id": int(prompts["prompt_id"][row]),
+                "prompt": str(prompts["prompt"][row]) if text else None,
+                "first": str(first[row]) if text else int(first[row]),
+                "second": str(second[row]) if text else int(second[row]),
+            }
+            for row in range(count)
+        ]
+        known = 0
+        if self.ledger is not None:
+            known = min(max(len(self.ledger) - self.query_count, 0), count)
+            records[:known] = [self.ledger.replay(record["query"], record) for record in records[:known]]
+        new = np.arange(known, count)
+        probability = checked_win_probability(self.task.oracle, rows_of(prompts, new), first[new], second[new])
+        labels = self.feedback.label(probability, self.seed, self.query_count + new)
+        for row, label, p in zip(new, labels, probability):
+            records[row] |= {"label": float(label), "probability": float(p)}
+        if self.ledger is not None:
+            self.ledger.append(records[known:])
+        return records
+
+    def close(self) -> None:
+        """Closes the ledger, so that another run may open it."""
+        if self.ledger is not None:
+            self.ledger.close()
+            self.ledger = None
+
+
+def _spread(values: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
+    full = np.full(count, np.nan)
+    full[rows] = values
+    return full
+
+
+class CoreEnv:
+    """What both environments offer beyond Gymnasium's interface; `core` is their run."""
+
+    core: DuelCore
+
+    @property
+    def task(self) -> Task:
+        """The task."""
+        return self.core.task
+
+    @property
+    def budget(self) -> int | None:
+        """Queries in all; None where there is no limit."""
+        return self.core.budget
+
+    @property
+    def query_count(self) -> int:
+        """Queries paid so far."""
+        return self.core.query_count
+
+    @property
+    def round(self) -> int:
+        """Steps taken so far."""
+        return self.core.round
+
+    @property
+    def remaining(self) -> int | None:
+        """Queries left; None where there is no limit."""
+        return self.core.remaining
+
+    @property
+    def ledger(self) -> Ledger | None:
+        """The ledger, open from the first reset to `close`; None where there is none."""
+        return self.core.ledger
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far the run has come, as JSON has it: enough to go on exactly, with the ledger."""
+        return self.core.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from where `state_dict` was taken; `observe` then gives the present prompts.
+
+        Raises:
+            ValueError: not a state.
+            LedgerMismatch: the ledger does not belong to this state.
+        """
+        self.core.load_state_dict(state)
+
+    def evaluate(self, respond: Respond, prompts: int | None = None) -> Metrics:
+        """A deployed policy on the first `prompts` held-out prompts: see `llm_duel_env.metrics.evaluate`."""
+        return evaluate(self.core.task, respond, prompts)
+
+    def evaluate_prompts(self, respond: Respond, prompts: int | None = None) -> dict[str, np.ndarray]:
+        """The same prompt by prompt: see `llm_duel_env.metrics.evaluate_prompts`."""
+        return evaluate_prompts(self.core.task, respond, prompts)

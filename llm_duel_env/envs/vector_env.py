@@ -1,0 +1,132 @@
+"""The native batch: M prompts in, M duels judged in one oracle batch, the next M prompts out."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from llm_duel_env.envs.actions import action_space, parse_action
+from llm_duel_env.envs.core import CoreEnv, DuelCore
+from llm_duel_env.tasks.base import Task
+from llm_duel_env.types import Observation
+
+
+class DuelVectorEnv(CoreEnv, VectorEnv):
+    """M duels a step, of one run: one seed, one budget, one ledger.
+
+    Observation: ``prompt`` (M str) or ``context`` (M, C) and ``candidates`` (M, K, D), with ``prompt_id`` (M,).
+
+    Action: ``first`` and ``second``, M responses each, and ``query`` (M,) of 0 or 1 (all 1 where left out). 0 abstains:
+    the pair is not shown, costs nothing and gets no label. An identical pair is shown and is a tie, but the oracle is
+    not asked and nothing is charged. A malformed action is refused and changes nothing.
+
+    Reward (M,): P(first beats the reference response) and P(second beats it), averaged; 0 where abstained. Where the
+    task has no reference response it is the preference observed.
+
+    An episode is a run: ``terminated`` is never True, ``truncated`` is all True when budget or rounds are spent. There
+    is no autoreset. Wrappers of `gymnasium.wrappers.vector` go around the environment that `make_vec` returned.
+
+    ``info``, each (M,): ``preference`` (1 first, 0 second, 1/2 tie, NaN abstained), ``tie``, ``charged``,
+    ``query_count`` (the run's total), and for evaluators only ``metrics/...``: online_win_rate, online_win_probability,
+    regret, utility_regret, utility_first, utility_second, probability; NaN where unknown or abstained.
+    """
+
+    metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.DISABLED}  # noqa: RUF012 (as Gymnasium has it)
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *,
+        task: str | Task,
+        task_kwargs: dict[str, Any] | None = None,
+        budget: int | None = None,
+        max_rounds: int | None = None,
+        feedback: str | None = None,
+        flip_rate: float = 0.0,
+        tie_margin: float = 0.0,
+        ledger: str | os.PathLike[str] | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        """A batch of duels.
+
+        Args:
+            num_envs: M, the prompts in a round.
+            task: Name of a task, or a Task itself; with the latter the environment's spec is not JSON-serialisable.
+            task_kwargs: Arguments of a task given by name.
+            budget: Queries in all; None for no limit.
+            max_rounds: Steps in all; None for no limit.
+            feedback: "bernoulli" or "threshold"; None for the task's own.
+            flip_rate: Probability with which a label is turned round.
+            tie_margin: A tie where the oracle's probability is this close to 1/2.
+            ledger: File that every label is written to; None for no ledger.
+            render_mode: None: there is nothing to see.
+
+        Raises:
+            ValueError: an unknown task or a value out of range.
+        """
+        if isinstance(num_envs, bool) or not isinstance(num_envs, (int, np.integer)) or num_envs < 1:
+            raise ValueError(f"num_envs: expected a whole number of at least 1, got {num_envs!r}")
+        if render_mode is not None:
+            raise ValueError(f"render_mode: expected None, got {render_mode!r}")
+        self.core = DuelCore(task, task_kwargs, budget, max_rounds, feedback, flip_rate, tie_margin, ledger)
+        self.num_envs, self.render_mode = int(num_envs), None
+        self.single_observation_space = self.core.task.observation_space
+        self.single_action_space = action_space(self.core.task.response_space)
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+
+    def observe(self) -> Observation:
+        """The present M prompts.
+
+        Raises:
+            ResetNeeded: neither `reset` nor `load_state_dict` was called.
+        """
+        observation = self.core.task.observe(self.core.prompt_ids(self.num_envs))
+        return {name: value if isinstance(value, np.ndarray) else tuple(value) for name, value in observation.items()}
+
+    def reset(  # type: ignore[override]
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Starts a run, of `seed` or, where it is None, of one drawn from the environment's generator.
+
+        Raises:
+            TypeError: a list of seeds: all M duels belong to one run.
+            ValueError: a partial ``reset_mask``, for the same reason.
+            LedgerMismatch: the ledger holds labels of a different run.
+        """
+        if seed is not None and not isinstance(seed, (int, np.integer)):
+            raise TypeError(f"seed: expected one whole number for the run, got {seed!r}")
+        if options and not np.all(options.get("reset_mask", True)):
+            raise ValueError("reset_mask: expected all True, since all duels belong to one run")
+        super().reset(seed=seed, options=options)
+        self.core.reset(int(self.np_random.integers(2**31)) if seed is None else seed)
+        return self.observe(), {"query_count": np.full(self.num_envs, self.core.query_count)}
+
+    def step(  # type: ignore[override]
+        self, actions: dict[str, Any]
+    ) -> tuple[Observation, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Shows M pairs and returns the next M prompts, rewards, terminated, truncated and info.
+
+        Raises:
+            TypeError, ValueError: a malformed action.
+            ResetNeeded, BudgetExceeded, OracleError, LedgerMismatch: see `DuelCore.duel`. Nothing changes in any case.
+        """
+        first, second, query = parse_action(actions, self.core.task.response_space, self.num_envs)
+        outcome = self.core.duel(self.core.prompt_ids(self.num_envs), first, second, query)
+        info = {
+            "preference": outcome.preference,
+            "tie": outcome.preference == 0.5,
+            "charged": outcome.charged,
+            "query_count": np.full(self.num_envs, self.core.query_count),
+            **{f"metrics/{name}": value for name, value in outcome.metrics.items()},
+        }
+        truncated = np.full(self.num_envs, self.core.finished)
+        return self.observe(), outcome.reward, np.zeros(self.num_envs, bool), truncated, info
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Closes the ledger."""
+        self.core.close()
