@@ -1,0 +1,156 @@
+"""Samples responses with torch: each prompt is run once, its samples share it, finished responses make room.
+
+The randomness is one uniform number per (response, token), turned into a token through the distribution's cumulative
+sum. It is drawn beforehand by the caller, so a token depends neither on the batch that it is sampled in nor on which
+other responses have ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from llm_duel_env.agents.policies.shared_prefix import PrefixRows, ResponseCache, attending, pad_left, prefill
+
+RETIRE = 0.25
+"""Finished rows are taken out of the batch once they are this share of it."""
+
+
+def choose(logits: Tensor, uniform: Tensor | None, temperature: float) -> Tensor:
+    """The next tokens, (R,) int64: of logits (R, V) the likeliest where `uniform` is None, else the token at which
+    the cumulative distribution at `temperature` passes `uniform` (R,) in [0, 1)."""
+    if uniform is None:
+        return logits.argmax(-1)
+    total = torch.softmax(logits.float() / temperature, dim=-1).cumsum(-1, dtype=torch.float64)
+    # The last value is 1 up to rounding; scaling by it keeps the search inside the vocabulary.
+    target = uniform[:, None] * total[:, -1:]
+    return torch.searchsorted(total, target, right=True).squeeze(1).clamp(max=logits.shape[-1] - 1)
+
+
+@torch.no_grad()
+def sample_tokens(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    uniform: Tensor | None,
+    *,
+    n: int,
+    max_new_tokens: int,
+    eos: Sequence[int],
+    temperature: float = 1.0,
+    share_prefix: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Samples n responses to each of M prompts.
+
+    Args:
+        model: a causal language model in eval mode.
+        prompts: token ids of each prompt, of any lengths.
+        uniform: (M, n, max_new_tokens) float64 in [0, 1) on the model's device; None decodes greedily.
+        n: responses per prompt.
+        max_new_tokens: T, the longest response, EOS included.
+        eos: ids that end a response, kept as its last token. A response cut at T has none.
+        temperature: divides the logits; positive.
+        share_prefix: attend to one copy of each prompt (`shared_prefix.works` must hold); else copy the prompts.
+
+    Returns:
+        Tokens (M, n, T) int64, 0 after the end, and lengths (M, n) int64, on the model's device.
+
+    Raises:
+        FloatingPointError: the model's logits are not finite.
+    """
+    rows, device = len(prompts) * n, model.device
+    decoder = (_SharedDecoder if share_prefix else _PlainDecoder)(model, prompts, n, max_new_tokens)
+    ends = torch.tensor(sorted(eos), device=device)
+    tokens = torch.zeros(rows, max_new_tokens, dtype=torch.int64, device=device)
+    draws = None if uniform is None else uniform.reshape(rows, max_new_tokens)
+    lengths = torch.full((rows,), max_new_tokens, dtype=torch.int64, device=device)
+    alive = torch.arange(rows, device=device)  # which response each row of the batch is
+    done = torch.zeros(rows, dtype=torch.bool, device=device)
+    logits = decoder.first()
+    if not torch.isfinite(logits).all():
+        raise FloatingPointError("the model's logits are not finite: its weights have diverged")
+    for step in range(max_new_tokens):
+        chosen = choose(logits, None if draws is None else draws[alive, step], temperature)
+        tokens[alive, step] = chosen.masked_fill(done, 0)
+        ended = torch.isin(chosen, ends) & ~done
+        lengths[alive[ended]] = step + 1
+        done = done | ended
+        left = len(done) - int(done.sum())
+        if left == 0 or step + 1 == max_new_tokens:
+            break
+        if left <= (1 - RETIRE) * len(done):
+            keep = (~done).nonzero()[:, 0]
+            decoder.select(keep)
+            alive, chosen, done = alive[keep], chosen[keep], done[keep]
+        logits = decoder.next(chosen, step)
+    return tokens.view(-1, n, max_new_tokens), lengths.view(-1, n)
+
+
+class _SharedDecoder:
+    """Decodes R rows that attend to one copy of their prompts."""
+
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], n: int, tokens: int) -> None:
+        self.model = model
+        prefix = prefill(model, prompts)
+        self.rows = PrefixRows(prefix, torch.arange(len(prompts), device=model.device).repeat_interleave(n))
+        self.cache = ResponseCache(len(prefix.keys), tokens)
+
+    def first(self) -> Tensor:
+        assert self.rows.prefix.logits is not None
+        return self.rows.prefix.logits[self.rows.prompt]
+
+    def select(self, keep: Tensor) -> None:
+        used, prompt = torch.unique_consecutive(self.rows.prompt[keep], return_inverse=True)
+        prefix = self.rows.prefix
+        self.rows = PrefixRows(prefix if len(used) == len(prefix.mask) else prefix.select(used), prompt)
+        self.cache.select(keep)
+
+    def next(self, tokens: Tensor, step: int) -> Tensor:
+        with attending(self.model):
+            return self.model(
+                input_ids=tokens[:, None],
+                position_ids=self.rows.positions(step, 1),
+                past_key_values=self.cache,
+                use_cache=True,
+                prefix_rows=self.rows,
+            ).logits[:, -1]
+
+
+class _PlainDecoder:
+    """Decodes R rows with transformers' own cache, for models that `shared_prefix` does not fit."""
+
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], n: int, tokens: int) -> None:
+        self.model = model
+        ids, mask = pad_left(prompts, model.device)
+        self.position = mask.sum(1).repeat_interleave(n)
+        self.mask = mask.repeat_interleave(n, 0)
+        self.cache = DynamicCache(config=model.config)
+        positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+        self.logits = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1].repeat_interleave(n, 0)  # fmt: skip
+        self.cache.batch_repeat_interleave(n)
+
+    def first(self) -> Tensor:
+        return self.logits
+
+    def select(self, keep: Tensor) -> None:
+        self.mask, self.position = self.mask[keep], self.position[keep]
+        self.cache.batch_select_indices(keep)
+
+    def next(self, tokens: Tensor, step: int) -> Tensor:
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
+        return self.model(
+            input_ids=tokens[:, None],
+            attention_mask=self.mask,
+            position_ids=(self.position + step)[:, None],
+            past_key_values=self.cache,
+            use_cache=True,
+        ).logits[:, -1]

@@ -1,0 +1,151 @@
+"""Log-probabilities and hidden states of given responses (teacher forcing), with or without gradient.
+
+Each prompt is run once and its responses attend to it (`shared_prefix`); responses run in chunks of like length, and
+logits exist at response positions only. Models that the shared prefix does not fit run with their prompts copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from llm_duel_env.agents.policies.shared_prefix import Prefix, PrefixRows, attending, pad_left, prefill
+
+LOGITS = 1 << 26
+"""Logits of a chunk are at most this many numbers (256 MB in float32)."""
+TOKENS = 16_384
+"""Response tokens of a chunk, padding included, are at most this many."""
+PROMPT_TOKENS = 65_536
+"""Prompt tokens whose keys are held at a time are at most this many, where no gradient is wanted."""
+
+Prompts = Sequence[Sequence[int]]
+
+
+def log_probs(
+    model: PreTrainedModel, prompts: Prompts, tokens: Tensor, lengths: Tensor, *, share_prefix: bool = True
+) -> Tensor:
+    """Log-probability of each response, summed over its tokens (EOS included), at temperature 1.
+
+    Args:
+        model: a causal language model.
+        prompts: ids of M prompts.
+        tokens: (M, N, T) response ids on the model's device.
+        lengths: (M, N), at least 1.
+        share_prefix: whether `shared_prefix.works` for this model.
+
+    Returns:
+        (M, N) float32, with gradient where it is enabled.
+    """
+    vocabulary = model.config.get_text_config().vocab_size
+
+    def score(prompts: Prompts, prompt: Tensor, rows: Iterator[Tensor], ids: Tensor, ends: Tensor) -> Iterator[Tensor]:
+        prefix = prefill(model, prompts) if share_prefix else None
+        for chunk in rows:
+            width = int(ends[chunk].max())
+            y = ids[chunk, :width]
+            if prefix is None:
+                logits = _plain(model, prompts, prompt[chunk], y, width + 1).logits[:, :-1]
+            else:
+                assert prefix.logits is not None
+                logits = prefix.logits[prompt[chunk], None]
+                if width > 1:
+                    logits = torch.cat([logits, _shared(model, prefix, prompt[chunk], y[:, :-1])(model).logits], dim=1)
+            picked = -torch.nn.functional.cross_entropy(
+                logits.float().flatten(0, 1), y.flatten(), reduction="none"
+            ).view_as(y)
+            inside = torch.arange(width, device=y.device) < ends[chunk, None]
+            yield torch.where(inside, picked, 0.0).sum(1)
+
+    return _by_chunks(score, prompts, tokens, lengths, min(TOKENS, max(LOGITS // vocabulary, 1)))
+
+
+@torch.no_grad()
+def features(
+    model: PreTrainedModel, prompts: Prompts, tokens: Tensor, lengths: Tensor, *, share_prefix: bool = True
+) -> Tensor:
+    """The model's last hidden states over each response: their mean beside the one at its last token.
+
+    Takes what `log_probs` takes. Returns (M, N, 2 * hidden size) float32.
+    """
+
+    def score(prompts: Prompts, prompt: Tensor, rows: Iterator[Tensor], ids: Tensor, ends: Tensor) -> Iterator[Tensor]:
+        prefix = prefill(model, prompts, logits=False) if share_prefix else None
+        body = model.base_model
+        for chunk in rows:
+            width = int(ends[chunk].max())
+            y = ids[chunk, :width]
+            if prefix is None:
+                hidden = _plain(body, prompts, prompt[chunk], y, 0).last_hidden_state[:, -width:]
+            else:
+                hidden = _shared(model, prefix, prompt[chunk], y)(body).last_hidden_state
+            hidden = hidden.float()
+            inside = torch.arange(width, device=y.device) < ends[chunk, None]
+            mean = torch.where(inside[..., None], hidden, 0.0).sum(1) / ends[chunk, None]
+            last = hidden[torch.arange(len(chunk), device=y.device), ends[chunk] - 1]
+            yield torch.cat([mean, last], dim=-1)
+
+    return _by_chunks(score, prompts, tokens, lengths, TOKENS)
+
+
+def _shared(model: PreTrainedModel, prefix: Prefix, prompt: Tensor, ids: Tensor) -> Callable[[nn.Module], Any]:
+    """A call of the model, or of its body, on response ids (R, T) whose prompts are in a prefix."""
+    used, place = torch.unique_consecutive(prompt, return_inverse=True)
+    whole = len(used) == len(prefix.mask)
+    rows = PrefixRows(prefix if whole else prefix.select(used), place)
+
+    def call(part: nn.Module) -> Any:
+        with attending(model):
+            return part(input_ids=ids, position_ids=rows.positions(0, ids.shape[1]), use_cache=False, prefix_rows=rows)
+
+    return call
+
+
+def _plain(part: nn.Module, prompts: Prompts, prompt: Tensor, ids: Tensor, keep: int) -> Any:
+    """A call of the model (its last `keep` logits), or of its body (`keep` 0), on copies of prompts with responses."""
+    left, mask = pad_left([prompts[int(m)] for m in prompt], ids.device)
+    mask = torch.cat([mask, torch.ones_like(ids, dtype=torch.bool)], dim=1)
+    positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+    whole = torch.cat([left, ids], dim=1)
+    kept = {"logits_to_keep": keep} if keep else {}
+    return part(input_ids=whole, attention_mask=mask, position_ids=positions, use_cache=False, **kept)
+
+
+def _by_chunks(score: Callable, prompts: Prompts, tokens: Tensor, lengths: Tensor, most: int) -> Tensor:
+    """Calls `score` on groups of prompts, with the rows of each in chunks of like length, and puts results in order."""
+    m, n, t = tokens.shape
+    if len(prompts) != m or lengths.shape != (m, n):
+        got = f"{len(prompts)} prompts and lengths {tuple(lengths.shape)}"
+        raise ValueError(f"tokens {tuple(tokens.shape)}: expected {m} prompts and lengths {(m, n)}, got {got}")
+    if int(lengths.min()) < 1 or int(lengths.max()) > t:
+        raise ValueError(f"lengths: expected 1 to {t}, got {int(lengths.min())} to {int(lengths.max())}")
+    longest = max(len(prompt) for prompt in prompts)
+    # With a gradient the caller's microbatch bounds memory, and a prompt's keys are used by one backward pass.
+    group = m if torch.is_grad_enabled() else max(PROMPT_TOKENS // longest, 1)
+    results = []
+    for start in range(0, m, group):
+        part = tokens[start : start + group]
+        ids, ends = part.flatten(0, 1), lengths[start : start + group].flatten()
+        prompt = torch.arange(len(part), device=ids.device).repeat_interleave(n)
+        chunks = list(_chunks(ends, most))
+        values = list(score(prompts[start : start + group], prompt, iter(chunks), ids, ends))
+        order = torch.cat(chunks)
+        results.append(torch.cat(values)[torch.argsort(order)].unflatten(0, (len(part), n)))
+    return torch.cat(results)
+
+
+def _chunks(lengths: Tensor, most: int) -> Iterator[Tensor]:
+    """Row indices in chunks, shorter rows first, ascending within a chunk: rows times the longest is at most `most`
+    (one row at least), and the longest is at most half as long again as the shortest, and 8."""
+    order = torch.argsort(lengths, stable=True)
+    sizes = lengths[order].tolist()
+    start = 0
+    while start < len(sizes):
+        end = start + 1
+        while end < len(sizes) and sizes[end] * (end + 1 - start) <= most and sizes[end] <= 8 + 1.5 * sizes[start]:
+            end += 1
+        yield order[start:end].sort().values
+        start = end
