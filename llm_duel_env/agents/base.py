@@ -46,6 +46,11 @@ class Agent(ABC):
         self.round = 0
         self.queries = 0
 
+    @classmethod
+    def configure(cls, overrides: dict) -> AgentConfig:
+        """The agent's Config with `overrides` (see `config_from`) laid over its defaults."""
+        return config_from(cls.Config, overrides)
+
     @property
     def progress(self) -> float:
         """Share of the query budget spent, in [0, 1]."""

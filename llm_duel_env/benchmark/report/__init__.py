@@ -1,1 +1,1 @@
-"""report."""
+"""Tables and figures from finished runs."""

@@ -1,0 +1,257 @@
+"""The leaderboard: from the results of finished runs to one table per environment and budget."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llm_duel_env.benchmark import statistics
+from llm_duel_env.benchmark.run_folder import read_json
+from llm_duel_env.benchmark.statistics import SEEDS_NEEDED, Interval
+
+BASELINE = "online_dpo"
+"""The agent that others are measured against."""
+Curve = tuple[np.ndarray, np.ndarray]
+Result = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One agent in one table. Means over its seeds; None where a figure does not exist."""
+
+    label: str
+    provenance: str
+    seeds: int
+    stalled: int
+    """Seeds that ended without spending their budget."""
+    win_rate: float
+    """Final offline win rate."""
+    win_interval: tuple[float, float] | None
+    """95% bootstrap interval of `win_rate`."""
+    interval_over: str | None
+    """What that interval resamples: "seeds", or, for a single seed, "prompts"."""
+    rank: Interval | None
+    difference: Interval | None
+    """Final offline win rate less the baseline's, paired by seed."""
+    improvement: float | None
+    """Probability that a seed of this agent ends above one of the baseline."""
+    online_win_rate: float | None
+    queries_to_target: float | None
+    """Mean over seeds; a seed that never got there counts with the budget, so that this is then a lower bound."""
+    censored: int
+    """Seeds that never got to the target."""
+    ratio: Interval | None
+    """Queries to target over the baseline's, paired by seed."""
+    ratio_bound: str
+    """ "" exact; ">" at least this (the agent is censored), "<" at most this (the baseline is), "?" both are."""
+    cumulative_regret: float | None
+    utility: float | None
+    kl: float | None
+    length: float | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Table:
+    """Agents compared on one environment under one budget."""
+
+    env: str
+    env_kwargs: dict[str, Any]
+    kind: str
+    budget: int
+    feedback: str
+    asks: tuple[str, ...]
+    """What these agents are told beyond duels; agents that are told more stand in a table of their own."""
+    target: float | None
+    """The offline win rate that "queries to target" counts to."""
+    rows: list[Row] = field(default_factory=list)
+    results: dict[str, dict[int, Result]] = field(default_factory=dict)
+    """Label -> seed -> result."""
+
+    @property
+    def title(self) -> str:
+        """Environment, its settings and the budget."""
+        told = f" {json.dumps(self.env_kwargs, sort_keys=True)}" if self.env_kwargs else ""
+        asks = f", agents that are told {', '.join(self.asks)}" if self.asks else ""
+        return f"{self.env}{told}, {self.budget} queries, {self.feedback} feedback{asks}"
+
+    @property
+    def enough_seeds(self) -> bool:
+        """Whether every agent has the seeds that a rank needs."""
+        return all(row.seeds >= SEEDS_NEEDED[self.kind] for row in self.rows)
+
+
+def find_results(paths: Iterable[str | Path]) -> tuple[list[Result], list[Path]]:
+    """The results below `paths`, and the folders of runs that have none yet.
+
+    Raises:
+        ValueError: a path does not exist, or nothing was found.
+    """
+    results: list[Result] = []
+    unfinished: list[Path] = []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            raise ValueError(f"{path} is not a folder")
+        for file in sorted(path.rglob("config.json")):
+            if (file.parent / "metrics.jsonl").exists() and not (file.parent / "result.json").exists():
+                unfinished.append(file.parent)
+        for file in sorted(path.rglob("result.json")):
+            result = read_json(file)
+            if isinstance(result, dict) and {"agent", "env", "curve", "seed"} <= set(result):
+                results.append({**result, "folder": str(file.parent)})
+    if not results:
+        raise ValueError(f"no result.json below {', '.join(map(str, paths))}: finish a run first")
+    return results, unfinished
+
+
+def tables(results: Sequence[Result]) -> list[Table]:
+    """One table per environment, settings, budget and feedback, agents by falling offline win rate.
+
+    Raises:
+        ValueError: two runs of the same label and seed, with their folders.
+    """
+    groups: dict[str, list[Result]] = defaultdict(list)
+    for result in results:
+        groups[json.dumps([_group(result)], sort_keys=True)].append(result)
+    return [_table(group) for _, group in sorted(groups.items())]
+
+
+def curve(result: Result, name: str = "offline_win_rate") -> Curve | None:
+    """(queries, values) of one run; None where the task does not know the value."""
+    values = result["curve"].get(name)
+    if values is None or any(value is None for value in values):
+        return None
+    return np.asarray(result["curve"]["queries"], float), np.asarray(values, float)
+
+
+def last(result: Result, name: str) -> float | None:
+    """The value at the last evaluation of a run."""
+    values = result["curve"].get(name)
+    return values[-1] if values else None
+
+
+def _group(result: Result) -> dict[str, Any]:
+    asks = sorted(set(result["needs"]) & {"scores", "ranking"})
+    return {"asks": asks} | {name: result[name] for name in ("env", "env_kwargs", "kind", "budget", "feedback")}
+
+
+def _table(group: Sequence[Result]) -> Table:
+    by_label = _by_label(group)
+    baseline = BASELINE if BASELINE in by_label else next((k for k, v in by_label.items() if _plays(v, BASELINE)), None)
+    target = None
+    if baseline:
+        target = statistics.target_of([_win_curve(result) for result in by_label[baseline].values()])
+    described = _group(group[0])
+    described["asks"] = tuple(described["asks"])
+    table = Table(**described, target=target, results=by_label)
+    for label, by_seed in by_label.items():
+        table.rows.append(_row(label, by_seed, by_label.get(baseline or ""), target))
+    table.rows.sort(key=lambda row: -row.win_rate)
+    return _ranked(table)
+
+
+def _by_label(group: Sequence[Result]) -> dict[str, dict[int, Result]]:
+    found: dict[str, dict[int, Result]] = defaultdict(dict)
+    settings = defaultdict(set)
+    for result in group:
+        settings[result["label"]].add(json.dumps(result["overrides"], sort_keys=True))
+    for result in group:
+        label = result["label"]
+        if len(settings[label]) > 1:  # one name, several settings: the settings tell them apart
+            told = ", ".join(f"{name}={value}" for name, value in sorted(result["overrides"].items()))
+            label = f"{label} ({told or 'defaults'})"
+        other = found[label].get(result["seed"])
+        if other is not None:
+            where = f"{other.get('folder')} and {result.get('folder')}"
+            raise ValueError(f"{label}, seed {result['seed']} on {result['env']} is there twice: {where}")
+        found[label][result["seed"]] = result
+    return dict(found)
+
+
+def _plays(by_seed: Mapping[int, Result], agent: str) -> bool:
+    return next(iter(by_seed.values()))["agent"] == agent
+
+
+def _win_curve(result: Result) -> Curve:
+    found = curve(result)
+    if found is None:
+        raise ValueError(f"{result.get('folder')}: an offline win rate is missing")
+    return found
+
+
+def _row(label: str, by_seed: dict[int, Result], baseline: dict[int, Result] | None, target: float | None) -> Row:
+    results = list(by_seed.values())
+    wins = {s: _win_curve(r)[1][-1] for s, r in by_seed.items()}
+    enough = len(results) >= SEEDS_NEEDED[results[0]["kind"]]
+    interval, over = None, None
+    if enough:
+        found = statistics.bootstrap_interval(list(wins.values()))
+        interval, over = (found.low, found.high), "seeds"
+    elif len(results) == 1 and last(results[0], "win_low") is not None:
+        interval, over = (results[0]["curve"]["win_low"][-1], results[0]["curve"]["win_high"][-1]), "prompts"
+    reached, censored = _reached(by_seed, target)
+    ratio, bound, difference, improvement = None, "", None, None
+    if baseline and baseline is not by_seed and set(baseline) & set(by_seed):
+        theirs, their_censored = _reached(baseline, target)
+        if reached and all(value > 0 for value in theirs.values()):
+            ratio = statistics.paired_ratio(reached, theirs)
+            bound = {(0, 0): "", (1, 0): ">", (0, 1): "<", (1, 1): "?"}[(int(censored > 0), int(their_censored > 0))]
+        their_wins = {s: _win_curve(r)[1][-1] for s, r in baseline.items()}
+        if enough and len(baseline) >= SEEDS_NEEDED[results[0]["kind"]]:
+            difference = statistics.paired_difference(wins, their_wins)
+            improvement = statistics.probability_of_improvement(list(wins.values()), list(their_wins.values()))
+    return Row(
+        label=label,
+        provenance=results[0]["provenance"],
+        seeds=len(results),
+        stalled=sum(result["status"] == "stalled" for result in results),
+        win_rate=float(np.mean(list(wins.values()))),
+        win_interval=interval,
+        interval_over=over,
+        rank=None,
+        difference=difference,
+        improvement=improvement,
+        online_win_rate=_mean([result["online_win_rate"] for result in results]),
+        queries_to_target=_mean(list(reached.values())) if reached else None,
+        censored=censored,
+        ratio=ratio,
+        ratio_bound=bound,
+        cumulative_regret=_mean([result["cumulative_regret"] for result in results]),
+        utility=_mean([last(result, "true_utility") for result in results]),
+        kl=_mean([last(result, "kl") for result in results]),
+        length=_mean([last(result, "length") for result in results]),
+        seconds=float(np.mean([result["seconds"] for result in results])),
+    )
+
+
+def _reached(by_seed: Mapping[int, Result], target: float | None) -> tuple[dict[int, float], int]:
+    """Queries to target by seed, the budget for those that never got there, and how many those are."""
+    if target is None:
+        return {}, 0
+    found = {s: statistics.queries_to_target(*_win_curve(r), target) for s, r in by_seed.items()}
+    censored = sum(value is None for value in found.values())
+    return {s: float(by_seed[s]["budget"]) if value is None else value for s, value in found.items()}, censored
+
+
+def _ranked(table: Table) -> Table:
+    """Ranks the agents that follow a paper or are ours; methods rebuilt from notes are not ranked as the paper's."""
+    ranked = [row for row in table.rows if row.provenance != "reconstructed"]
+    if not table.enough_seeds or len(ranked) < 2:
+        return table
+    scores = {row.label: {s: _win_curve(r)[1][-1] for s, r in table.results[row.label].items()} for row in ranked}
+    if not set.intersection(*(set(by_seed) for by_seed in scores.values())):
+        return table
+    places = statistics.ranks(scores)
+    rows = [Row(**{**row.__dict__, "rank": places.get(row.label)}) for row in table.rows]
+    return Table(**{**table.__dict__, "rows": rows})
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None

@@ -1,0 +1,147 @@
+"""Learning curves: offline win rate, true utility and regret against oracle queries, one panel per table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from llm_duel_env.benchmark import leaderboard
+from llm_duel_env.benchmark.leaderboard import Table
+from llm_duel_env.benchmark.statistics import SEEDS_NEEDED, bootstrap_interval, mean_curve, values_at
+
+# Okabe and Ito's palette, told apart by colour-blind readers; dashes tell apart what lies beyond eight.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
+FIXED = {"sea": 0, "online_dpo": 1, "offline_dpo": 2, "uniform": 7}
+"""Agents that every comparison has keep their colour from figure to figure."""
+INK, QUIET = "#222222", "#8a8a8a"
+
+
+def write(tables: list[Table], folder: Path) -> list[Path]:
+    """Draws ``win_rate.png`` and, where the tasks know them, ``utility.png`` and ``regret.png``; returns the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, label, file in (
+        ("offline_win_rate", "offline win rate", "win_rate.png"),
+        ("true_utility", "true utility of deployed responses", "utility.png"),
+        ("cumulative_regret", "cumulative regret", "regret.png"),
+    ):
+        known = [table for table in tables if _known(table, name)]
+        if known:
+            paths.append(folder / file)
+            figure(known, name, label).savefig(paths[-1], dpi=160, facecolor="white")
+    return paths
+
+
+def figure(tables: list[Table], name: str, label: str) -> Figure:
+    """One panel per table, of the curve `name` with the axis `label`."""
+    columns = min(len(tables), 3)
+    lines = -(-len(tables) // columns)
+    drawn = Figure(figsize=(5.6 * columns, 3.9 * lines), layout="constrained")
+    panels = drawn.subplots(lines, columns, squeeze=False).ravel()
+    for panel, table in zip(panels, tables):
+        _panel(panel, table, name, label)
+    for panel in panels[len(tables) :]:
+        panel.set_visible(False)
+    return drawn
+
+
+def _known(table: Table, name: str) -> bool:
+    results = [result for by_seed in table.results.values() for result in by_seed.values()]
+    return all(leaderboard.curve(result, name) is not None for result in results)
+
+
+def _panel(panel: Axes, table: Table, name: str, label: str) -> None:
+    styles, ends, bands = _styles([row.label for row in table.rows]), [], set()
+    for row in reversed(table.rows):  # the best is drawn last, on top
+        results = list(table.results[row.label].values())
+        curves = [found for result in results if (found := leaderboard.curve(result, name)) is not None]
+        grid, mean = mean_curve(curves)
+        colour, dash = styles[row.label]
+        low, high, over = _band(results, curves, grid, name)
+        if low is not None and high is not None:
+            panel.fill_between(grid, low, high, color=colour, alpha=0.16, linewidth=0)
+            bands.add(over)
+        panel.plot(grid, mean, color=colour, linestyle=dash, linewidth=1.8, solid_capstyle="round")
+        ends.append((float(mean[-1]), f"{row.label}", colour))
+    if name == "offline_win_rate":
+        panel.axhline(0.5, color=QUIET, linewidth=0.8, linestyle=(0, (2, 3)), zorder=0)
+        if table.target is not None:
+            panel.axhline(table.target, color=INK, linewidth=0.8, linestyle=(0, (6, 3)), zorder=0)
+            text = f"target {table.target:.3f}"
+            panel.annotate(text, (0, table.target), (2, 2), textcoords="offset points", fontsize=7.5, color=INK)
+    panel.set_xlim(0, table.budget)
+    _label_ends(panel, table.budget, ends)
+    panel.set_xlabel("oracle queries")
+    panel.set_ylabel(label)
+    panel.set_title(_title(table), loc="left", fontsize=10.5, color=INK)
+    if bands:
+        shown = f"mean; band: {'; '.join(sorted(bands))}"
+        panel.annotate(
+            shown, (1, 0), (-4, 4), "axes fraction", "offset points", ha="right", va="bottom", fontsize=7.5, color=QUIET
+        )
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    panel.grid(axis="y", color="#e8e8e8", linewidth=0.7)
+    panel.set_axisbelow(True)
+
+
+def _band(
+    results: list[leaderboard.Result], curves: list[leaderboard.Curve], grid: np.ndarray, name: str
+) -> tuple[np.ndarray | None, np.ndarray | None, str]:
+    """Low and high (G,), and what the band is."""
+    if len(curves) == 1:
+        low, high = leaderboard.curve(results[0], "win_low"), leaderboard.curve(results[0], "win_high")
+        if name == "offline_win_rate" and low is not None and high is not None:
+            return low[1], high[1], "95% bootstrap over held-out prompts (1 seed)"
+        return None, None, ""
+    values = values_at(curves, grid)
+    if len(curves) < SEEDS_NEEDED[results[0]["kind"]]:
+        return values.min(axis=0), values.max(axis=0), f"smallest to largest of {len(curves)} seeds"
+    ends = [bootstrap_interval(column, resamples=2000) for column in values.T]
+    low_end, high_end = np.array([end.low for end in ends]), np.array([end.high for end in ends])
+    return low_end, high_end, f"95% bootstrap over {len(curves)} seeds"
+
+
+def _label_ends(panel: Axes, x: float, ends: list[tuple[float, str, str]]) -> None:
+    """Names each curve at its right end, moved apart where they would overlap."""
+    low, high = panel.get_ylim()
+    gap = (high - low) * 0.055
+    placed: list[float] = []
+    for value, _, _ in sorted(ends):
+        placed.append(max(value, placed[-1] + gap) if placed else value)
+    overshoot = max(0.0, placed[-1] - high) if placed else 0.0
+    for (value, text, colour), y in zip(sorted(ends), placed):
+        panel.annotate(
+            text,
+            (x, value),
+            (x * 1.03, y - overshoot),
+            color=colour,
+            fontsize=8.5,
+            va="center",
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 1},
+        )
+
+
+def _styles(labels: list[str]) -> dict[str, tuple[str, Any]]:
+    """A colour and dashes per label: the fixed ones first, the rest in alphabetical order."""
+    styles: dict[str, tuple[str, Any]] = {
+        label: (PALETTE[FIXED[label]], DASHES[0]) for label in labels if label in FIXED
+    }
+    free = [i for i in range(len(PALETTE)) if PALETTE[i] not in {colour for colour, _ in styles.values()}]
+    for number, label in enumerate(sorted(set(labels) - set(styles))):
+        wheel = free or list(range(len(PALETTE)))
+        styles[label] = (PALETTE[wheel[number % len(wheel)]], DASHES[(number // len(wheel)) % len(DASHES)])
+    return styles
+
+
+def _title(table: Table) -> str:
+    seeds = sorted({row.seeds for row in table.rows})
+    count = f"{seeds[0]} seed{'s' if seeds[0] > 1 else ''}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
+    return f"{table.env}  ·  {count}, {table.feedback} feedback"

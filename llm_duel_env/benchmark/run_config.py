@@ -1,0 +1,108 @@
+"""What a run is told, and the answers that can be given before anything is spent."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+
+from llm_duel_env.benchmark import registry
+from llm_duel_env.benchmark.run_folder import RunFolder, read_json
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that a run's result depends on, and where it goes."""
+
+    agent: str
+    """Name of the agent (entry point)."""
+    env: str
+    """Gymnasium id of the environment."""
+    folder: str
+    """Where the run's files go."""
+    seed: int = 0
+    """Seeds prompts, labels and agent."""
+    budget: int = 1000
+    """Oracle queries that may be bought."""
+    batch: int = 32
+    """M, prompts per round."""
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """Settings of the agent's Config that differ from its paper's, by dotted name."""
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Settings of the environment."""
+    label: str = ""
+    """Name in tables; the agent's where empty."""
+    eval_every: float = 0.02
+    """Share of the budget between evaluations."""
+    eval_prompts: int = 512
+    """Held-out prompts per evaluation; all of them where there are fewer."""
+    checkpoint_every: float = 60.0
+    """Seconds between checkpoints."""
+    max_stalled_rounds: int = 100
+    """Rounds running without a query after which the run ends as stalled."""
+    heartbeat: float = 30.0
+    """Seconds between two lines of progress where the output is no terminal."""
+
+    def __post_init__(self) -> None:
+        for name in ("budget", "batch", "eval_prompts", "max_stalled_rounds"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected a whole number of at least 1, got {getattr(self, name)!r}")
+        if not isinstance(self.seed, int) or self.seed < 0:
+            raise ValueError(f"seed: expected a whole number of at least 0, got {self.seed!r}")
+        if not 0.02 <= self.eval_every <= 1:
+            raise ValueError(f"eval_every: expected a share of the budget in [0.02, 1], got {self.eval_every!r}")
+        for name in ("checkpoint_every", "heartbeat"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: expected seconds > 0, got {getattr(self, name)!r}")
+        taken = {"budget", "ledger", "num_envs"} & set(self.env_kwargs)
+        if taken:
+            raise ValueError(f"env_kwargs: {sorted(taken)} are the runner's to set (budget, batch, folder)")
+
+    @staticmethod
+    def read(folder: str | Path) -> RunConfig:
+        """The configuration of the run in `folder`.
+
+        Raises:
+            ValueError: no run was begun there, or its configuration is of another version.
+        """
+        path = RunFolder(folder).config
+        if not path.exists():
+            raise ValueError(f"there is no run in {folder} ({path} is missing)")
+        stored = read_json(path)
+        unknown = set(stored) - {f.name for f in dataclasses.fields(RunConfig)}
+        if unknown:
+            raise ValueError(f"{path}: unknown settings {sorted(unknown)}; was it written by another version?")
+        return RunConfig(**{**stored, "folder": str(folder)})
+
+
+def check(config: RunConfig) -> None:
+    """Answers what can be known to be wrong before anything is built or spent.
+
+    Raises:
+        ValueError: an unknown agent or environment, or a setting the agent does not have.
+    """
+    agent_class = registry.load_agent(config.agent)
+    agent_class.configure(config.overrides)
+    env_spec(config.env)
+
+
+def env_spec(env: str) -> Any:
+    """The Gymnasium spec of one of our environments.
+
+    Raises:
+        UnknownNameError: no such environment; names the nearest.
+    """
+    import llm_duel_env  # noqa: F401  registers the ids
+
+    with contextlib.suppress(gymnasium.error.Error, ModuleNotFoundError):
+        return gymnasium.spec(env)
+    raise registry.unknown("environment", env, list_envs())
+
+
+def list_envs() -> list[str]:
+    """Ids of the ``duel/`` environments, sorted."""
+    return sorted(name for name in gymnasium.registry if name.startswith("duel/"))

@@ -1,0 +1,272 @@
+"""The state of one run under way, and what is done with it: play a round, evaluate, save, finish."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import gymnasium
+import numpy as np
+from torch.utils.tensorboard import SummaryWriter
+
+from llm_duel_env.benchmark import registry
+from llm_duel_env.benchmark.heartbeat import Pulse
+from llm_duel_env.benchmark.run_config import RunConfig, env_spec
+from llm_duel_env.benchmark.run_folder import MetricsFile, RunFolder, read_json, rounded, sha256, versions, write_json
+from llm_duel_env.benchmark.statistics import bootstrap_interval
+from llm_duel_env.metrics import summarise
+from llm_duel_env.types import Duels, Metrics
+
+DIAGNOSED = 128
+"""Held-out prompts on which KL, entropy and length are measured."""
+CURVE = (
+    *("queries", "offline_win_rate", "win_low", "win_high", "offline_win_probability", "true_utility"),
+    *("simple_regret", "kl", "entropy", "length", "mean_online_win_rate", "cumulative_regret"),
+)
+"""What of an evaluation goes into the result's curve, where the task knows it."""
+
+
+class Session:
+    """A run under way. A context manager: leaving it closes its files and its environment."""
+
+    def __init__(self, config: RunConfig, folder: RunFolder) -> None:
+        self.config, self.folder = config, folder
+        agent_class = registry.load_agent(config.agent)
+        env_spec(config.env)
+        try:
+            self.env = gymnasium.make_vec(
+                config.env, num_envs=config.batch, budget=config.budget, ledger=str(folder.ledger), **config.env_kwargs
+            )
+        except TypeError as error:  # an argument that the environment or its task does not have
+            raise ValueError(f"{config.env} with {config.env_kwargs}: {error}") from error
+        self.core = cast(Any, self.env.unwrapped)
+        self.agent = agent_class(
+            self.core.task.view(), agent_class.configure(config.overrides), seed=config.seed, budget=config.budget
+        )
+        heldout = self.core.task.heldout_ids
+        self.prompts = min(config.eval_prompts, len(heldout))
+        self.diagnosed = self.core.task.observe(heldout[: min(self.prompts, DIAGNOSED)])
+        self.time: dict[str, float] = defaultdict(float)
+        """Seconds by kind of work, over all sittings of the run."""
+        self.sums: dict[str, float] = defaultdict(float)
+        """Totals over rounds: duels shown, online wins, regret, gradient steps."""
+        self.curve: list[dict[str, float]] = []
+        self.marks = 0
+        """Evaluation marks passed."""
+        self.stalled = 0
+        """Rounds running without a query."""
+        self.truncated = False
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.env.close()
+        if hasattr(self, "metrics"):
+            self.metrics.close()
+            self.tensorboard.close()
+
+    @property
+    def queries(self) -> int:
+        """Queries bought."""
+        return int(self.core.query_count)
+
+    @property
+    def over(self) -> bool:
+        """True when the budget is spent, the environment says so, or the run has stalled."""
+        return self.truncated or self.queries >= self.config.budget or self.stalled >= self.config.max_stalled_rounds
+
+    def pulse(self) -> Pulse:
+        """How far the run is, for the heartbeat's thread."""
+        return Pulse(self.queries, f"win rate {self.curve[-1]['offline_win_rate']:.3f}" if self.curve else "starting")
+
+    def start(self) -> list[str]:
+        """Begins, or goes on from the checkpoint; returns what there is to tell."""
+        self.begun = self.saved_at = time.monotonic()
+        self.observation, _ = self.env.reset(seed=self.config.seed)
+        checkpoint = self.folder.saved()
+        state: dict[str, Any] = read_json(checkpoint / "state.json") if checkpoint else {"metrics_bytes": 0}
+        self.metrics = MetricsFile(self.folder.metrics, keep=state["metrics_bytes"])
+        if checkpoint is None:
+            self.tensorboard = SummaryWriter(str(self.folder.tensorboard), purge_step=0)
+            self.evaluate()
+            return []
+        self._restore(checkpoint, state)
+        # Scalars of rounds after the checkpoint are about to be written again.
+        self.tensorboard = SummaryWriter(str(self.folder.tensorboard), purge_step=self.queries + 1)
+        return [f"resumed after {self.queries} queries", *changed_versions(self.folder)]
+
+    def play_round(self) -> None:
+        """One round: the agent acts, the oracle answers, the agent learns. It never sees the reward or the metrics."""
+        before, queries = dict(self.time), self.queries
+        with self._clock("act"):
+            duels = within_budget(self.agent.act(self.observation), self.config.budget - queries)
+        with self._clock("step"):
+            self.observation, _, _, truncated, info = self.env.step(duels.action())
+        with self._clock("update"):
+            learnt = self.agent.update(duels.judged(info["preference"]))
+        self.truncated = bool(np.all(truncated))
+        self.stalled = 0 if self.queries > queries else self.stalled + 1
+        spent = {f"time/{name}": seconds - before.get(name, 0.0) for name, seconds in self.time.items()}
+        self._log("round", self._round_metrics(duels, info, learnt) | spent)
+
+    def evaluate_if_due(self) -> None:
+        """Evaluates where a mark of the grid was passed, and at the end."""
+        marks = int(self.queries / (self.config.eval_every * self.config.budget) + 1e-9)
+        if marks > self.marks or self.over:
+            self.marks = marks
+            self.evaluate()
+
+    def evaluate(self) -> None:
+        """Measures the deployed policy on the held-out prompts."""
+        before = self.time["evaluate"]
+        with self._clock("evaluate"):
+            measured = self.core.evaluate_prompts(self.agent.respond, self.prompts)
+            point = summarise(measured) | self.agent.diagnose(self.diagnosed)
+        interval = bootstrap_interval(measured["offline_win_rate"], seed=self.config.seed, resamples=1000)
+        point |= {"win_low": interval.low, "win_high": interval.high}
+        self.curve.append({"queries": self.queries} | point | self._so_far())
+        self._log("eval", point | self._so_far() | {"time/evaluate": self.time["evaluate"] - before})
+
+    def save_if_due(self) -> None:
+        """Saves where the last checkpoint is old enough."""
+        if time.monotonic() - self.saved_at >= self.config.checkpoint_every:
+            self.save()
+
+    def save(self) -> None:
+        """Replaces the checkpoint by the present state."""
+        with self._clock("checkpoint"):
+            self.metrics.sync()
+            self.folder.save(self._write_state)
+        self.saved_at = time.monotonic()
+
+    def finish(self) -> dict[str, Any]:
+        """Saves, writes the result, and returns it."""
+        self.save()
+        result = self._result()
+        write_json(self.folder.result, result, indent=None)
+        return result
+
+    def _write_state(self, folder: Path) -> None:
+        self.agent.save(folder / "agent")
+        state = {
+            "env": self.core.state_dict(),
+            "metrics_bytes": self.metrics.bytes,
+            "time": dict(self.time),
+            "seconds": self._seconds(),
+            "sums": dict(self.sums),
+            "curve": self.curve,
+            "marks": self.marks,
+            "stalled": self.stalled,
+            "truncated": self.truncated,
+        }
+        write_json(folder / "state.json", state, indent=None)
+
+    def _restore(self, folder: Path, state: dict[str, Any]) -> None:
+        self.agent.load(folder / "agent")
+        self.core.load_state_dict(state["env"])
+        self.observation = self.core.observe()
+        self.time.update(state["time"])
+        # JSON says NaN as null.
+        self.sums.update({name: float("nan") if value is None else value for name, value in state["sums"].items()})
+        self.curve, self.marks = state["curve"], state["marks"]
+        self.stalled, self.truncated = state["stalled"], state["truncated"]
+        self.begun -= state["seconds"]
+
+    def _round_metrics(self, duels: Duels, info: dict[str, Any], learnt: Metrics) -> Metrics:
+        shown = ~np.isnan(info["preference"])
+        found: Metrics = {
+            "shown": int(shown.sum()),
+            "charged": int(info["charged"].sum()),
+            "ties": int(info["tie"].sum()),
+        }
+        found["synthetic"] = int((~np.isnan(duels.synthetic) & ~shown).sum())
+        for name, values in info.items():
+            if name.startswith("metrics/") and shown.any():
+                found[name.removeprefix("metrics/")] = float(np.mean(np.asarray(values)[shown]))
+        self.sums["shown"] += found["shown"]
+        for name in ("online_win_rate", "regret"):
+            self.sums[name] += float(np.sum(np.asarray(info[f"metrics/{name}"])[shown]))
+        self.sums["gradient_steps"] += learnt.get("gradient_steps", 0)
+        return found | {f"agent/{name}": float(value) for name, value in learnt.items()} | self._so_far()
+
+    def _so_far(self) -> Metrics:
+        wins = self.sums["online_win_rate"] / self.sums["shown"] if self.sums["shown"] else float("nan")
+        return {"mean_online_win_rate": wins, "cumulative_regret": self.sums["regret"]}
+
+    def _log(self, kind: str, scalars: Metrics) -> None:
+        self.metrics.append({"kind": kind, "round": int(self.core.round), "queries": self.queries} | scalars)
+        for name, value in scalars.items():
+            if np.isfinite(value):
+                tag = name if "/" in name else f"{kind}/{name}"
+                self.tensorboard.add_scalar(tag, value, self.queries)
+
+    @contextlib.contextmanager
+    def _clock(self, name: str) -> Iterator[None]:
+        begun = time.perf_counter()
+        yield
+        self.time[name] += time.perf_counter() - begun
+
+    def _seconds(self) -> float:
+        return time.monotonic() - self.begun
+
+    def _policy_seconds(self) -> dict[str, float]:
+        """Seconds by stage inside the policy, where it keeps them."""
+        return dict(getattr(self.agent.policy, "seconds", {}))
+
+    def _result(self) -> dict[str, Any]:
+        config, agent = self.config, type(self.agent)
+        found = {
+            "agent": config.agent,
+            "label": config.label or config.agent,
+            "provenance": agent.provenance,
+            "needs": sorted(agent.needs),
+            "env": config.env,
+            "kind": self.core.task.kind,
+            "env_kwargs": config.env_kwargs,
+            "feedback": self.core.core.feedback.kind,
+            "overrides": config.overrides,
+            "seed": config.seed,
+            "budget": config.budget,
+            "batch": config.batch,
+            "eval_prompts": self.prompts,
+            "queries": self.queries,
+            "rounds": int(self.core.round),
+            "status": "stalled" if self.stalled >= config.max_stalled_rounds else "finished",
+            "curve": {name: [p.get(name) for p in self.curve] for name in CURVE if name in self.curve[-1]},
+            "online_win_rate": self._so_far()["mean_online_win_rate"],
+            "cumulative_regret": self.sums["regret"],
+            "gradient_steps": int(self.sums["gradient_steps"]),
+            "generated_tokens": getattr(self.agent.policy, "generated_tokens", None),
+            "seconds": self._seconds(),
+            "time": dict(self.time) | {f"policy/{k}": v for k, v in self._policy_seconds().items()},
+            "ledger_sha256": sha256(self.folder.ledger),
+        }
+        return rounded(found)
+
+
+def within_budget(duels: Duels, remaining: int) -> Duels:
+    """The duels with at most `remaining` paid queries: those beyond abstain. An identical pair is never paid for.
+
+    Args:
+        duels: M duels.
+        remaining: queries left, at least 0.
+    """
+    first, second = duels.pair.responses.T
+    paid = duels.query & np.asarray(first != second, bool)
+    query = duels.query & (np.cumsum(paid) <= remaining)
+    return duels if (query == duels.query).all() else dataclasses.replace(duels, query=query)
+
+
+def changed_versions(folder: RunFolder) -> list[str]:
+    """What differs between now and when the run began, as lines to warn with."""
+    path = folder.path / "versions.json"
+    was = read_json(path) if path.exists() else {}
+    now = versions()
+    names = [name for name in now if name in was and was[name] != now[name]]
+    return [f"warning: {name} was {was[name]} when the run began, and is {now[name]}" for name in names]

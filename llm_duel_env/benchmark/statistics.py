@@ -1,0 +1,198 @@
+"""The statistics of the tables: pure functions, and every bootstrap seeded.
+
+A *curve* is a pair of arrays of one length G: oracle queries (rising) and the value at each evaluation.
+Per-seed results are mappings from seed to value, so that two agents can be paired by seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import optimize, stats
+
+from llm_duel_env.randomness import generator
+
+RESAMPLES = 10_000
+SHARE_OF_GAIN = 0.95
+SEEDS_NEEDED = {"finite": 10, "text": 5}
+"""Seeds below which a table gives neither an interval over seeds nor a rank, by the task's kind."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with the ends of its bootstrap interval."""
+
+    estimate: float
+    low: float
+    high: float
+    n: int
+    """Observations it rests on."""
+
+
+def iqm(values: Sequence[float] | np.ndarray) -> float:
+    """Interquartile mean: the mean of what is left when a quarter is trimmed from each end (as rliable defines it).
+
+    >>> iqm([0.0, 1.0, 2.0, 100.0])
+    1.5
+    """
+    return float(stats.trim_mean(_vector("iqm", values), 0.25))
+
+
+def bootstrap_interval(
+    values: Sequence[float] | np.ndarray,
+    statistic: Callable[[np.ndarray], np.ndarray] = lambda sample: sample.mean(axis=-1),
+    *,
+    seed: int = 0,
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+) -> Interval:
+    """Percentile bootstrap.
+
+    Args:
+        values: (n,) observations.
+        statistic: maps (..., n) to (...), by default the mean.
+        seed: of the resampling; the same seed gives the same interval.
+        level: coverage aimed at.
+        resamples: how many samples of n are drawn with replacement.
+    """
+    vector = _vector("bootstrap_interval", values)
+    samples = statistic(vector[_resampled(len(vector), resamples, seed)])
+    low, high = _percentiles(samples, level)
+    return Interval(float(statistic(vector)), low, high, len(vector))
+
+
+def paired_difference(
+    a: Mapping[int, float], b: Mapping[int, float], *, seed: int = 0, level: float = 0.95
+) -> Interval:
+    """Mean of ``a - b`` over the seeds that both have, with a bootstrap interval over those seeds.
+
+    Raises:
+        ValueError: no seed in common.
+    """
+    left, right = _paired(a, b)
+    return bootstrap_interval(left - right, seed=seed, level=level)
+
+
+def probability_of_improvement(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> float:
+    """P(A > B) + P(A = B) / 2 for one run of each drawn at random (Mann-Whitney's U over its maximum).
+
+    >>> probability_of_improvement([1.0, 2.0], [0.0, 2.0])
+    0.625
+    """
+    left, right = _vector("a", a)[:, None], _vector("b", b)[None, :]
+    return float(((left > right) + 0.5 * (left == right)).mean())
+
+
+def isotonic(values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """The closest non-decreasing curve in least squares (pool adjacent violators).
+
+    >>> isotonic([1.0, 3.0, 2.0, 4.0]).tolist()
+    [1.0, 2.5, 2.5, 4.0]
+    """
+    return np.asarray(optimize.isotonic_regression(_vector("isotonic", values)).x)
+
+
+def mean_curve(
+    curves: Sequence[tuple[np.ndarray, np.ndarray]],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of several curves at the queries of the first, the others read off by linear interpolation.
+
+    Agents that abstain cross the marks of the evaluation grid at slightly different counts from seed to seed.
+    """
+    grid = np.asarray(curves[0][0], np.float64)
+    return grid, values_at(curves, grid).mean(axis=0)
+
+
+def values_at(curves: Sequence[tuple[np.ndarray, np.ndarray]], grid: np.ndarray) -> np.ndarray:
+    """The curves at the queries of `grid` (G,), by linear interpolation: (len(curves), G)."""
+    return np.stack([np.interp(grid, queries, values) for queries, values in curves])
+
+
+def target_of(curves: Sequence[tuple[np.ndarray, np.ndarray]], share: float = SHARE_OF_GAIN) -> float | None:
+    """The value at which `share` of the gain of the seed-mean isotonic curve is reached; None where nothing is gained.
+
+    >>> round(target_of([(np.array([0, 10, 20]), np.array([0.5, 0.6, 0.7]))]), 6)
+    0.69
+    """
+    _, mean = mean_curve(curves)
+    smooth = isotonic(mean)
+    gain = smooth[-1] - smooth[0]
+    return float(smooth[0] + share * gain) if gain > 0 else None
+
+
+def queries_to_target(queries: np.ndarray, values: np.ndarray, target: float) -> float | None:
+    """Queries at the first evaluation of two running that both stand at or above `target`; None where there is none.
+
+    The last evaluation alone does not count: nothing after it shows that the crossing lasts. Such a run is censored.
+
+    >>> queries_to_target(np.array([0, 10, 20, 30]), np.array([0.5, 0.8, 0.6, 0.9]), 0.7) is None
+    True
+    >>> queries_to_target(np.array([0, 10, 20, 30]), np.array([0.5, 0.6, 0.8, 0.9]), 0.7)
+    20.0
+    """
+    queries, values = np.asarray(queries), np.asarray(values)
+    if queries.shape != values.shape or queries.ndim != 1:
+        raise ValueError(f"a curve needs one value per evaluation, got shapes {queries.shape} and {values.shape}")
+    above = values >= target
+    sustained = np.flatnonzero(above[:-1] & above[1:])
+    return float(queries[sustained[0]]) if len(sustained) else None
+
+
+def paired_ratio(a: Mapping[int, float], b: Mapping[int, float], *, seed: int = 0, level: float = 0.95) -> Interval:
+    """mean(a) / mean(b) over the seeds that both have, with a bootstrap interval that resamples seeds in pairs.
+
+    Raises:
+        ValueError: no seed in common, or a value of b that is not positive.
+    """
+    left, right = _paired(a, b)
+    if not (right > 0).all():
+        raise ValueError(f"paired_ratio: expected positive values below the line, got {right.min()}")
+    rows = _resampled(len(left), RESAMPLES, seed)
+    low, high = _percentiles(left[rows].mean(axis=1) / right[rows].mean(axis=1), level)
+    return Interval(float(left.mean() / right.mean()), low, high, len(left))
+
+
+def ranks(scores: Mapping[str, Mapping[int, float]], *, seed: int = 0, level: float = 0.95) -> dict[str, Interval]:
+    """Rank of each agent by mean score (1 is the highest, ties share the mean rank), with its bootstrap interval.
+
+    Seeds that all agents have are resampled together.
+
+    Raises:
+        ValueError: no seed that all agents have.
+    """
+    common = sorted(set.intersection(*(set(by_seed) for by_seed in scores.values())))
+    if not common:
+        raise ValueError("ranks: expected a seed that all agents have, got none")
+    table = np.array([[by_seed[s] for s in common] for by_seed in scores.values()])  # (agents, seeds)
+    means = table[:, _resampled(len(common), 2000, seed)].mean(axis=2)  # (agents, resamples)
+    sampled = stats.rankdata(-means, axis=0)
+    point = stats.rankdata(-table.mean(axis=1))
+    return {
+        agent: Interval(float(point[i]), *_percentiles(sampled[i], level), len(common))
+        for i, agent in enumerate(scores)
+    }
+
+
+def _vector(name: str, values: Sequence[float] | np.ndarray) -> np.ndarray:
+    vector = np.asarray(values, np.float64)
+    if vector.ndim != 1 or not len(vector):
+        raise ValueError(f"{name}: expected a vector of at least one number, got shape {vector.shape}")
+    return vector
+
+
+def _paired(a: Mapping[int, float], b: Mapping[int, float]) -> tuple[np.ndarray, np.ndarray]:
+    common = sorted(set(a) & set(b))
+    if not common:
+        raise ValueError(f"expected a seed in common, got {sorted(a)} and {sorted(b)}")
+    return np.array([a[s] for s in common], np.float64), np.array([b[s] for s in common], np.float64)
+
+
+def _resampled(n: int, resamples: int, seed: int) -> np.ndarray:
+    return generator(seed, "bootstrap", n).integers(0, n, (resamples, n))
+
+
+def _percentiles(samples: np.ndarray, level: float) -> tuple[float, float]:
+    low, high = np.percentile(samples, [50 * (1 - level), 50 * (1 + level)])
+    return float(low), float(high)

@@ -1,0 +1,372 @@
+"""The command ``llm-duel``: play one run, play a suite, make the leaderboard, list what there is."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+    from llm_duel_env.benchmark.run_config import RunConfig
+
+DESCRIPTION = """Alignment of language models from preferences, as contextual dueling bandits.
+
+An agent shows two responses to a prompt, an oracle says which is better, and every answer costs one query.
+
+  llm-duel demo                                   minutes: a table, learning curves, TensorBoard logs
+  llm-duel list agents                            who can play
+  llm-duel run --agent sea --env duel/Synthetic-v0 --seed 3 --budget 2000
+  llm-duel run --resume runs/...                  goes on with an interrupted run, exactly
+  llm-duel bench demo --jobs 2                    all runs of a suite; the same command goes on with it
+  llm-duel leaderboard runs/demo --out report     tables and figures from finished runs
+"""
+
+
+@dataclass
+class Run:
+    """Plays one run: one agent, one environment, one seed, one budget of oracle queries.
+
+    Settings come from the paper's defaults, then the recipe of the task (what differs is printed), then --set.
+    The run stops cleanly on Ctrl-C and goes on with --resume; no label is bought twice.
+
+    Example: llm-duel run --agent sea --env duel/TinyTLDR-v0 --seed 3 --budget 5000 --set policy.learning_rate=1e-4
+    """
+
+    agent: str | None = None
+    """Name of the agent: see `llm-duel list agents`."""
+    env: str | None = None
+    """Environment: see `llm-duel list envs`."""
+    seed: int | None = None
+    """Seeds prompts, labels and agent (default 0)."""
+    budget: int | None = None
+    """Oracle queries that may be bought (default 1000)."""
+    batch: int | None = None
+    """Prompts per round (default 32)."""
+    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
+    """Settings of the agent, e.g. policy.learning_rate=1e-4 candidates=10."""
+    env_set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
+    """Settings of the environment, e.g. flip_rate=0.1 task_kwargs.candidates=16."""
+    recipe: bool = True
+    """Start from the recipe of (task, agent); --no-recipe starts from the paper's defaults."""
+    eval_every: float | None = None
+    """Share of the budget between evaluations (default 0.02)."""
+    eval_prompts: int | None = None
+    """Held-out prompts per evaluation (default 512)."""
+    checkpoint_every: float | None = None
+    """Seconds between checkpoints (default 60)."""
+    folder: Path | None = None
+    """Where the run goes (default runs/ENV/AGENT/seed-N)."""
+    resume: Path | None = None
+    """Folder of a run to go on with; other options, where given, must agree with it."""
+
+
+@dataclass
+class Bench:
+    """Plays all runs of a suite in parallel processes. Finished runs are skipped, begun ones resumed.
+
+    Example: llm-duel bench demo --out runs/demo --jobs 2
+    """
+
+    suite: tyro.conf.Positional[str]
+    """A suite of the package (`llm-duel list suites`) or a YAML file."""
+    out: Path | None = None
+    """Where the runs go (default runs/SUITE)."""
+    jobs: int | None = None
+    """Processes, each with one thread (default: as many as there are cores)."""
+
+
+@dataclass
+class Leaderboard:
+    """Tables and learning curves from finished runs, searched for below the folders given.
+
+    Example: llm-duel leaderboard runs/demo --out report
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders."""
+    out: Path | None = None
+    """Also write Markdown, CSV, JSON and figures into this folder."""
+
+
+@dataclass
+class List:
+    """What there is: agents, environments, direct optimizers (losses), suites.
+
+    Example: llm-duel list agents
+    """
+
+    what: tyro.conf.Positional[Literal["agents", "envs", "losses", "suites", "all"]] = "all"
+    """Which list."""
+
+
+@dataclass
+class Demo:
+    """The demo suite, then its leaderboard: agents against one another in minutes on a laptop."""
+
+    out: Path = Path("runs/demo")
+    """Where runs, tables and figures go."""
+    jobs: int | None = None
+    """Processes, each with one thread (default: as many as there are cores)."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point. Exit codes: 0 done, 1 a run broke, 2 the command cannot be carried out as given, 130 interrupted."""
+    told = tyro.cli(
+        Run | Bench | Leaderboard | List | Demo,  # type: ignore[arg-type]
+        prog="llm-duel",
+        description=DESCRIPTION,
+        args=arguments,
+        config=(tyro.conf.OmitSubcommandPrefixes,),
+    )
+    sys.exit(carry_out(told))
+
+
+def carry_out(told: Any) -> int:
+    """Carries a command out and returns its exit code; what the user can mend is said without a traceback."""
+    from llm_duel_env.benchmark.runner import RunInterrupted
+    from llm_duel_env.extras import MissingExtraError
+    from llm_duel_env.ledger import LedgerError
+    from llm_duel_env.oracles.base import OracleError
+
+    verbs: dict[type, Any] = {Run: _run, Bench: _bench, Leaderboard: _leaderboard, List: _list, Demo: _demo}
+    try:
+        return verbs[type(told)](told)
+    except RunInterrupted as stop:
+        print(f"\n{stop}\nresume with: llm-duel run --resume {stop.folder}", flush=True)
+        return 130
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 130
+    except (OracleError, LedgerError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (ValueError, MissingExtraError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(told: Run) -> int:
+    from llm_duel_env.benchmark.runner import run
+
+    config, resume = _resumed(told) if told.resume else _fresh(told), told.resume is not None
+    result = run(config, resume=resume)
+    print(
+        f"{result['status']}: {result['queries']} queries, offline win rate "
+        f"{result['curve']['offline_win_rate'][-1]:.3f}, {result['seconds']:.0f} s\n"
+        f"result: {Path(config.folder) / 'result.json'}\n"
+        f"curves: tensorboard --logdir {config.folder}"
+    )
+    return 0
+
+
+def _fresh(told: Run) -> RunConfig:
+    from llm_duel_env.benchmark.recipes import difference, recipe_of
+    from llm_duel_env.benchmark.registry import load_agent
+    from llm_duel_env.benchmark.run_config import RunConfig, check, env_spec
+
+    if not told.agent or not told.env:
+        raise ValueError("run: expected --agent and --env (or --resume FOLDER); see llm-duel list")
+    agent_class = load_agent(told.agent)
+    env_spec(told.env)
+    env_kwargs = nested(settings(told.env_set))
+    recipe = recipe_of(told.env, told.agent, env_kwargs) if told.recipe else {}
+    folder = told.folder or Path("runs") / told.env.rsplit("/", 1)[-1] / told.agent / f"seed-{told.seed or 0}"
+    config = RunConfig(
+        agent=told.agent,
+        env=told.env,
+        folder=str(folder),
+        overrides={**recipe, **settings(told.set)},
+        env_kwargs=env_kwargs,
+        **_given(told),
+    )
+    check(config)
+    changed = difference(agent_class.configure(config.overrides), agent_class.configure({}))
+    for name, (was, now) in changed.items():
+        print(f"{name} = {now} (paper's default: {was})")
+    return config
+
+
+def _resumed(told: Run) -> RunConfig:
+    from llm_duel_env.benchmark.run_config import RunConfig
+
+    assert told.resume is not None
+    if told.folder is not None:
+        raise ValueError("run: --resume names the folder; leave --folder out")
+    stored = RunConfig.read(told.resume)
+    given: dict[str, Any] = {name: value for name in ("agent", "env") if (value := getattr(told, name)) is not None}
+    if told.set:
+        given["overrides"] = {**stored.overrides, **settings(told.set)}
+    if told.env_set:
+        given["env_kwargs"] = {**stored.env_kwargs, **nested(settings(told.env_set))}
+    return dataclasses.replace(stored, **given, **_given(told))
+
+
+def _given(told: Run) -> dict[str, Any]:
+    names = ("seed", "budget", "batch", "eval_every", "eval_prompts", "checkpoint_every")
+    return {name: value for name in names if (value := getattr(told, name)) is not None}
+
+
+def settings(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """``("a.b=1e-4", "c=true")`` as names and values; a value is read as YAML, and 1e-4 is a number.
+
+    >>> settings(("policy.learning_rate=1e-4", "opponent=ee", "width=[1, 2]"))
+    {'policy.learning_rate': 0.0001, 'opponent': 'ee', 'width': [1, 2]}
+
+    Raises:
+        ValueError: a pair without "=".
+    """
+    import yaml
+
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise ValueError(f"expected KEY=VALUE, got {pair!r}")
+        try:
+            found[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError(f"{name}: cannot read the value {value!r}") from None
+        if isinstance(found[name], str):
+            with contextlib.suppress(ValueError):
+                found[name] = float(value)  # YAML takes 1e-4 for text
+    return found
+
+
+def nested(flat: dict[str, Any]) -> dict[str, Any]:
+    """Dotted names as mappings within mappings.
+
+    >>> nested({"task_kwargs.candidates": 16, "flip_rate": 0.1})
+    {'task_kwargs': {'candidates': 16}, 'flip_rate': 0.1}
+    """
+    found: dict[str, Any] = {}
+    for name, value in flat.items():
+        *path, last = name.split(".")
+        inside = found
+        for part in path:
+            inside = inside.setdefault(part, {})
+        inside[last] = value
+    return found
+
+
+def _bench(told: Bench) -> int:
+    from llm_duel_env.benchmark.suite import load_suite
+
+    out = told.out or Path("runs") / Path(told.suite).stem
+    return _sweep(load_suite(told.suite, out), told.jobs, f"llm-duel leaderboard {out}")
+
+
+def _sweep(runs: list[RunConfig], jobs: int | None, then: str) -> int:
+    from llm_duel_env.benchmark.sweep import default_jobs, sweep
+
+    outcome = sweep(runs, jobs=default_jobs() if jobs is None else jobs)
+    print(f"{len(outcome.finished)} of {len(runs)} runs are over" + (f"; next: {then}" if outcome.finished else ""))
+    for folder, error in outcome.broken.items():
+        print(f"broken: {folder}: {error}", file=sys.stderr)
+    if outcome.stopped:
+        print("stopped; the same command goes on where it was")
+        return 130
+    return 1 if outcome.broken else 0
+
+
+def _leaderboard(told: Leaderboard) -> int:
+    from rich.console import Console
+
+    from llm_duel_env.benchmark.leaderboard import find_results, tables
+    from llm_duel_env.benchmark.report import plots, table
+
+    if not told.runs:
+        raise ValueError("leaderboard: expected at least one folder of runs")
+    results, unfinished = find_results(told.runs)
+    made = tables(results)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=180)  # a file or a pipe does not wrap
+    for one in made:
+        table.show(one, console)
+        console.print()
+    if unfinished:
+        print(f"{len(unfinished)} runs have no result yet, e.g. {unfinished[0]}", file=sys.stderr)
+    if told.out is not None:
+        for path in [*table.write(made, told.out), *plots.write(made, told.out)]:
+            print(path)
+    return 0
+
+
+def _demo(told: Demo) -> int:
+    from llm_duel_env.benchmark.suite import load_suite
+
+    code = _sweep(load_suite("demo", told.out), told.jobs, f"llm-duel leaderboard {told.out}")
+    if code != 130:
+        code = _leaderboard(Leaderboard((told.out,), told.out / "report")) or code
+        print(f"TensorBoard: tensorboard --logdir {told.out}")
+    return code
+
+
+def _list(told: List) -> int:
+    from rich.console import Console
+
+    listings = {"agents": _agents, "envs": _envs, "losses": _losses, "suites": _suites}
+    for name in listings if told.what == "all" else [told.what]:
+        Console().print(listings[name]())
+    return 0
+
+
+def _agents() -> Any:
+    from rich.table import Table
+
+    from llm_duel_env.benchmark.registry import list_agents, load_agent
+
+    table = Table(
+        "agent", "what it does", "paper", "provenance", "needs", "runs on", title="agents", title_justify="left"
+    )
+    for name in list_agents():
+        agent = load_agent(name)
+        says = (agent.__doc__ or "").strip().splitlines()
+        # What a method asks for beyond duels decides where it can play.
+        needs = ", ".join(sorted(agent.needs))
+        runs_on = f"tasks that provide {needs}" if needs else "every task"
+        table.add_row(name, says[0] if says else "", agent.paper or "–", agent.provenance, needs or "duels", runs_on)
+    return table
+
+
+def _envs() -> Any:
+    from rich.table import Table
+
+    from llm_duel_env.benchmark.run_config import env_spec, list_envs
+
+    table = Table("environment", "task", title="environments", title_justify="left")
+    for name in list_envs():
+        table.add_row(name, str(env_spec(name).kwargs.get("task", "")))
+    return table
+
+
+def _losses() -> Any:
+    from rich.table import Table
+
+    from llm_duel_env.benchmark.registry import list_losses
+
+    table = Table("loss", "what it is", title="direct optimizers", title_justify="left")
+    for name, says in list_losses().items():
+        table.add_row(name, says)
+    return table
+
+
+def _suites() -> Any:
+    from rich.table import Table
+
+    from llm_duel_env.benchmark.suite import list_suites, load_suite
+
+    table = Table("suite", "runs", "queries", title="suites", title_justify="left")
+    for name in list_suites():
+        runs = load_suite(name, "runs")
+        table.add_row(name, str(len(runs)), str(sum(run.budget for run in runs)))
+    return table
+
+
+if __name__ == "__main__":
+    main()
