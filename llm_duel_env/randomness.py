@@ -37,8 +37,8 @@ def torch_generator(seed: int, *key: int | str, device: str | torch.device = "cp
 def uniforms(seed: int, name: str, numbers: np.ndarray) -> np.ndarray:
     """One uniform draw in [0, 1) for each of `numbers` (M,), a function of (seed, name, number) alone; float64 (M,).
 
-    SplitMix64 (Steele, Lea and Flood 2014) of the number, begun at a state hashed from (seed, name) and keyed by a second
-    one: thousands of draws take microseconds, where as many generators would take tens of milliseconds.
+    SplitMix64 (Steele, Lea and Flood 2014) of the number, begun at a state hashed from (seed, name) and keyed by a
+    second one: thousands of draws take microseconds, where as many generators would take tens of milliseconds.
     """
     start, key = np.random.SeedSequence(_entropy(seed, (name,))).generate_state(2, np.uint64)
     with np.errstate(over="ignore"):

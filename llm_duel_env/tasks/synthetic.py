@@ -30,8 +30,8 @@ class Synthetic(Task):
     Args:
         candidates: K.
         context_dim: C.
-        candidate_dim: D, at least 4. A candidate is a rotation of [substance, style], halves of D; utility sees the
-            substance, and the style only turns the vector.
+        candidate_dim: D, at least 4. A candidate is [substance, style], halves of D: utility sees the substance,
+            and the style only turns the vector.
         train_prompts: training prompts.
         heldout_prompts: held-out prompts.
         utility_std: standard deviation of utility over a prompt's candidates, in logits.
@@ -41,8 +41,8 @@ class Synthetic(Task):
             dissimilarity (1 - cosine of the candidate vectors) and the absolute utility gap. Candidates are laid out to
             meet it; where it is out of reach (beyond about -0.15 and 0.9) the nearest layout is taken, and the
             attribute of the same name holds what was measured.
-        preferences: utility (Bradley-Terry on utility), or intransitive: every candidate also has an angle, and one wins
-            against those up to half a turn behind it, utility_std * sin(difference) logits on top of the utility gap.
+        preferences: utility (Bradley-Terry on utility), or intransitive: every candidate also has an angle, and has
+            utility_std * sin(difference of the angles) logits more against another than their utilities say.
     """
 
     name = "synthetic"
@@ -64,7 +64,7 @@ class Synthetic(Task):
     ) -> None:
         if min(candidates, candidate_dim // 2) < 2 or min(context_dim, train_prompts, heldout_prompts) < 1:
             raise ValueError(
-                "expected candidates >= 2, candidate_dim >= 4 and context_dim, train_prompts, heldout_prompts >= 1, got "
+                "expected candidates >= 2, candidate_dim >= 4, and context_dim and both counts of prompts >= 1, got "
                 f"{candidates}, {candidate_dim}, {context_dim}, {train_prompts}, {heldout_prompts}"
             )
         if not (utility_std > 0 and oracle_scale > 0 and -1 <= dissimilarity_correlation <= 1):
@@ -85,7 +85,6 @@ class Synthetic(Task):
             2 / np.sqrt(c + substance_dim)
         )
         self._out = draw.standard_normal(HIDDEN, np.float32) * np.float32(1.5 / np.sqrt(HIDDEN))
-        turn = np.linalg.qr(draw.standard_normal((candidate_dim, candidate_dim)))[0].astype(np.float32)
 
         self._contexts = generator(task_seed, "synthetic", "contexts").standard_normal((total, c), np.float32)
         draw = generator(task_seed, "synthetic", "candidates")
@@ -98,7 +97,7 @@ class Synthetic(Task):
             self._utilities[rows] = self._utility(self._contexts[rows], substance[rows])
         layout = self._fit_layout(substance, loose, frames, dissimilarity_correlation)
         style = lay_out(loose, frames, self._utilities / utility_std, layout)
-        self._vectors = np.concatenate([substance, style], axis=2) @ turn
+        self._vectors = np.concatenate([substance, style], axis=2)
         few = slice(0, min(MEASURED_PROMPTS, train_prompts))
         self.dissimilarity_correlation = dissimilarity_correlation_of(self._vectors[few], self._utilities[few])
 
@@ -123,7 +122,7 @@ class Synthetic(Task):
         return self.utility_std * (raw - raw.mean(axis=1, keepdims=True)) / raw.std(axis=1, keepdims=True)
 
     def _fit_layout(self, substance: np.ndarray, loose: np.ndarray, frames: np.ndarray, wanted: float) -> float:
-        """The layout whose measured correlation is the one wanted, by bisection: the correlation grows with the layout."""
+        """The layout whose measured correlation is the one wanted, by bisection: correlation grows with the layout."""
         few = (slice(0, min(MEASURED_PROMPTS, self.train_prompts)), slice(0, MEASURED_CANDIDATES))
         utilities = self._utilities[few]
 
@@ -161,7 +160,7 @@ class Synthetic(Task):
         return (uniforms(self.task_seed, "reference", np.asarray(prompt_ids)) * self.candidates).astype(np.int64)
 
     def optimum(self, prompt_ids: np.ndarray) -> np.ndarray | None:
-        """The best utility of each prompt's K candidates, (M,), in the oracle's logits; None where preferences are intransitive."""
+        """The best utility of each prompt's K candidates, (M,), in logits; None where preferences are intransitive."""
         best = self.oracle_scale * self._utilities[np.asarray(prompt_ids)].max(axis=1)
         return None if self.truth is None else best
 
@@ -182,8 +181,8 @@ def lay_out(loose: np.ndarray, frames: np.ndarray, standing: np.ndarray, layout:
 
     With layout 0 directions are random. Towards 1 they turn onto an arc on which the better candidate stands further
     along, so that angles grow with gaps. Towards -1 the candidates far from the average, on either side, turn to one
-    direction while middling ones stay scattered, so that pairs with large gaps are alike. Arc and direction are drawn anew for
-    every prompt: a style says how two candidates of a prompt relate, and nothing about how good a candidate is.
+    direction while middling ones stay scattered, so that pairs with large gaps are alike. Arc and direction are drawn
+    anew for every prompt: a style says how two candidates of a prompt relate, and nothing about how good one is.
 
     Args:
         loose: (M, K, S) random directions.

@@ -21,14 +21,23 @@ HIDDEN = 64
 OUTER_LIMIT = 1024  # largest C * D for which every product x_c a_d is a feature
 STATISTICS_PROMPTS = 256
 STD_FLOOR = 1e-6
+ADAM = ("step", "exp_avg", "exp_avg_sq")
 
 
 class CandidateScorer(nn.Module):
     """f(x, a) = out . relu(W phi(x, a) + b), one number per candidate; zero at the start, so all are equally probable.
 
-    phi is [x, a, x (outer) a] where that is small, else [a, x * a] where the sizes agree, else [x, a]. phi is never built:
-    for one prompt W phi is linear in a, so the first layer is one (D, H) matrix per prompt.
+    phi is [x, a, x (outer) a] where that is small, else [a, x * a] where the sizes agree, else [x, a]. phi is never
+    built: for one prompt W phi is linear in a, so the first layer is one (D, H) matrix per prompt.
     """
+
+    context: Tensor
+    candidate: Tensor
+    pair: Tensor
+    context_mean: Tensor
+    context_std: Tensor
+    candidate_mean: Tensor
+    candidate_std: Tensor
 
     def __init__(self, context_dim: int, candidate_dim: int, draw: torch.Generator) -> None:
         super().__init__()
@@ -67,7 +76,7 @@ class CandidateScorer(nn.Module):
         return hidden.relu_() @ self.out
 
     def features(self, context: Tensor, candidates: Tensor) -> Tensor:
-        """phi itself, (M, C), (M, N, D) -> (M, N, feature_size): for the few candidates that a reward model looks at."""
+        """phi itself, (M, C), (M, N, D) -> (M, N, feature_size): for the few candidates a reward model looks at."""
         x, a = self.standardise(context, candidates)
         x = x[:, None].expand(-1, a.shape[1], -1)
         if self.kind == "outer":
@@ -251,11 +260,7 @@ class CandidatePolicy(Policy):
             scorer.load_state_dict({n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)})
         self.feature_mean, self.feature_std = tensors["feature_mean"], tensors["feature_std"]
         for name, parameter in self.scorer.named_parameters():
-            moments = {
-                m: tensors[f"adam.{m}.{name}"]
-                for m in ("step", "exp_avg", "exp_avg_sq")
-                if f"adam.{m}.{name}" in tensors
-            }
+            moments = {m: tensors[f"adam.{m}.{name}"] for m in ADAM if f"adam.{m}.{name}" in tensors}
             self.optimizer.state.pop(parameter, None)
             if moments:
                 self.optimizer.state[parameter] = moments

@@ -19,6 +19,8 @@ from llm_duel_env.agents.reward_models.replay import PairBuffer
 from llm_duel_env.randomness import generator, torch_generator
 from llm_duel_env.types import Metrics
 
+ADAM = ("step", "exp_avg", "exp_avg_sq")
+
 
 @dataclass(frozen=True)
 class EnsembleConfig:
@@ -173,11 +175,7 @@ class EnsembleRewardModel:
                 raise ValueError(f"{name}: expected {tuple(value.shape)}, got {tuple(tensors[name].shape)}")
             value.data.copy_(tensors[name])
             self.anchors[name].copy_(tensors[f"anchor.{name}"])
-            moments = {
-                m: tensors[f"adam.{m}.{name}"]
-                for m in ("step", "exp_avg", "exp_avg_sq")
-                if f"adam.{m}.{name}" in tensors
-            }
+            moments = {m: tensors[f"adam.{m}.{name}"] for m in ADAM if f"adam.{m}.{name}" in tensors}
             self.optimizer.state.pop(value, None)
             if moments:
                 self.optimizer.state[value] = moments

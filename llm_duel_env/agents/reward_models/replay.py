@@ -56,8 +56,7 @@ class PairBuffer:
         """
         state = load_file(path)
         added, pairs = int(state["added"]), state["pairs"]
-        if pairs.shape != (min(added, self.capacity), 2, self.feature_size):
-            raise ValueError(
-                f"expected {(min(added, self.capacity), 2, self.feature_size)} for {added} duels, got {tuple(pairs.shape)}"
-            )
+        expected = (min(added, self.capacity), 2, self.feature_size)
+        if pairs.shape != expected:
+            raise ValueError(f"expected {expected} for {added} duels, got {tuple(pairs.shape)}")
         self.added, self._pairs = added, pairs
