@@ -128,6 +128,6 @@ def _create_empty_texts(space: Utf8Text, n: int = 1, fn: Callable = np.zeros) ->
     return (" " * space.min_length,) * n
 
 
-@batch_differing_spaces.register(Utf8Text)  # type: ignore[misc]  # (dispatched on the type of the elements)
-def _batch_differing_texts(texts: Sequence[Utf8Text]) -> spaces.Tuple:
+@batch_differing_spaces.register(Utf8Text)
+def _batch_differing_texts(texts: Sequence[Utf8Text]) -> spaces.Tuple:  # type: ignore[misc]  # it dispatches on elements
     return spaces.Tuple([deepcopy(space) for space in texts], seed=deepcopy(texts[0].np_random))

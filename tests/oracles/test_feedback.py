@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+
+from llm_duel_env.oracles.feedback import Feedback
+
+MANY = np.arange(4000)
+
+
+def test_threshold_follows_the_probability():
+    label = Feedback("threshold").label(np.array([0.51, 0.49, 0.5, 1.0, 0.0]), 0, np.arange(5))
+    assert label.tolist() == [1, 0, 0.5, 1, 0]
+
+
+@pytest.mark.parametrize("p", [0.0, 0.2, 0.5, 0.9, 1.0])
+def test_bernoulli_has_the_right_mean_and_no_ties(p):
+    label = Feedback("bernoulli").label(np.full(4000, p), 3, MANY)
+    assert set(label) <= {0.0, 1.0}
+    assert abs(label.mean() - p) <= 4 * np.sqrt(p * (1 - p) / 4000)
+
+
+def test_flips_have_their_rate_and_do_not_depend_on_the_labels_noise():
+    plain = Feedback("bernoulli").label(np.full(4000, 0.5), 3, MANY)
+    flipped = Feedback("bernoulli", flip_rate=0.3).label(np.full(4000, 0.5), 3, MANY)
+    changed = plain != flipped
+    assert abs(changed.mean() - 0.3) < 0.03
+    assert abs(changed[plain == 1].mean() - changed[plain == 0].mean()) < 0.06
+
+
+def test_ties_within_the_margin():
+    label = Feedback("bernoulli", tie_margin=0.125, flip_rate=1).label(np.array([0.375, 0.625, 0.37, 1.0]), 0, np.arange(4))
+    assert label[:2].tolist() == [0.5, 0.5]
+    assert label[2] in (0, 1)
+    assert label[3] == 0
+
+
+def test_noise_is_keyed_by_seed_and_number_not_by_batch():
+    feedback, p = Feedback("bernoulli", flip_rate=0.2), np.full(200, 0.5)
+    whole = feedback.label(p, 7, np.arange(200))
+    parts = [feedback.label(p[rows], 7, rows) for rows in np.split(np.random.default_rng(0).permutation(200), [1, 50])]
+    order = np.concatenate(np.split(np.random.default_rng(0).permutation(200), [1, 50]))
+    assert (whole[order] == np.concatenate(parts)).all()
+    assert (whole != feedback.label(p, 8, np.arange(200))).any()
+    assert (whole != feedback.label(p, 7, np.arange(1, 201))).any()
+
+
+@pytest.mark.parametrize("bad", [{"kind": "hard"}, {"flip_rate": 1.1}, {"flip_rate": -0.1}, {"tie_margin": 0.6}])
+def test_bad_settings_are_refused(bad):
+    with pytest.raises(ValueError, match="expected"):
+        Feedback(**bad)
+
+
+def test_shapes_must_agree():
+    with pytest.raises(ValueError, match="a number per probability"):
+        Feedback().label(np.array([0.5]), 0, np.arange(2))
