@@ -1,0 +1,142 @@
+"""Prompts and reference responses from JSONL files and hub data sets, in the schemas of the usual preference data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from llm_duel_env.extras import require
+
+Row = Mapping[str, Any]
+
+
+class PromptRow(NamedTuple):
+    """One prompt, and a response to measure win rates against where there is one."""
+
+    prompt: str
+    reference: str | None
+
+
+class MalformedRow(ValueError):  # noqa: N818
+    """A row of a data set lacks what its schema promises; the message names source and row."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How to read one data set."""
+
+    hub: str
+    """Its name on the hub."""
+    split: str
+    """The split that prompts are taken from."""
+    read: Callable[[Row], PromptRow]
+    """From a row to its prompt and reference. KeyError, TypeError or ValueError where the row is malformed."""
+
+
+def columns(prompt: str, references: Iterable[str], template: str = "{prompt}") -> Callable[[Row], PromptRow]:
+    """Reads a prompt's column into a template, and the first of the reference columns that the row has."""
+    references = tuple(references)
+
+    def read(row: Row) -> PromptRow:
+        text = template.replace("{prompt}", _text(row, prompt))
+        return PromptRow(text, next((_text(row, name) for name in references if row.get(name) is not None), None))
+
+    return read
+
+
+def _text(row: Row, column: str) -> str:
+    if column not in row:
+        raise KeyError(f"no column {column!r}; it has {sorted(row)}")
+    value = row[column]
+    if isinstance(value, list):  # a conversation: what was said last
+        if not value or not isinstance(value[-1], Mapping) or "content" not in value[-1]:
+            raise TypeError(f"column {column!r}: expected a text or a list of messages with content")
+        value = value[-1]["content"]
+    if not isinstance(value, str):
+        raise TypeError(f"column {column!r}: expected a text, got {type(value).__name__}")
+    return value
+
+
+def _hh_rlhf(row: Row) -> PromptRow:
+    """A transcript: all turns up to the last "Assistant:" are the prompt, what follows is the chosen answer."""
+    turn = "\n\nAssistant:"
+    head, found, answer = _text(row, "chosen").rpartition(turn)
+    if not found or "\n\nHuman:" not in head:
+        raise ValueError("column 'chosen': expected turns that begin with '\\n\\nHuman:' and '\\n\\nAssistant:'")
+    return PromptRow(head + turn, answer.strip())
+
+
+def _shp(row: Row) -> PromptRow:
+    """A post and two comments; label 1 says that comment A is preferred."""
+    if row.get("labels") not in (0, 1):
+        raise ValueError(f"column 'labels': expected 0 or 1, got {row.get('labels')!r}")
+    return PromptRow(_text(row, "history"), _text(row, "human_ref_A" if row["labels"] == 1 else "human_ref_B"))
+
+
+PRESETS = {
+    "tldr": Preset("trl-lib/tldr", "train", columns("prompt", ("pythia-1b-reference", "label", "completion"))),
+    "ultrafeedback": Preset("HuggingFaceH4/ultrafeedback_binarized", "train_prefs", columns("prompt", ("chosen",))),
+    "hh_rlhf": Preset("Anthropic/hh-rlhf", "train", _hh_rlhf),
+    "shp2": Preset("stanfordnlp/SHP-2", "train", _shp),
+}
+"""By name. The reference is the data's preferred response; on TL;DR the supervised policy's where a column holds it."""
+
+
+def json_lines(path: Path) -> Iterator[Row]:
+    """The objects of a JSONL file; blank lines are skipped. MalformedRow where a line holds none."""
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise MalformedRow(f"{path}, row {number}: not JSON: {error}") from None
+            if not isinstance(row, dict):
+                raise MalformedRow(f"{path}, row {number}: expected a JSON object, got {type(row).__name__}")
+            yield row
+
+
+def load_rows(source: str, split: str) -> Iterable[Row]:
+    """Rows of a JSONL file, or, where no such file exists, of a data set on the hub (``owner/name``).
+
+    Raises:
+        FileNotFoundError: the source looks like a file, and there is none.
+        MissingExtraError: a hub data set without the extra ``hub``.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        return json_lines(path)
+    if path.suffix in (".jsonl", ".json") or source.count("/") != 1 or source.startswith((".", "/", "~")):
+        raise FileNotFoundError(f"{source}: no such file, and a data set on the hub is named owner/name")
+    return require("datasets", f"the hub data set {source}").load_dataset(source, split=split)
+
+
+def read_prompts(
+    rows: Iterable[Row], read: Callable[[Row], PromptRow], source: str, limit: int | None = None
+) -> list[PromptRow]:
+    """Distinct prompts in order, the first row of each; at most `limit`.
+
+    A prompt that occurs again is left out, so that no held-out prompt is trained on.
+
+    Raises:
+        MalformedRow: a row without a non-empty prompt; the message says which (the first row is 1).
+        ValueError: no rows at all.
+    """
+    found: dict[str, PromptRow] = {}
+    for number, row in enumerate(rows, 1):
+        if limit is not None and len(found) >= limit:
+            break
+        try:
+            result = read(row)
+            if not result.prompt.strip():
+                raise ValueError("expected a prompt that is not empty")
+        except (KeyError, TypeError, ValueError) as error:
+            raise MalformedRow(f"{source}, row {number}: {error.args[0]}") from None
+        found.setdefault(result.prompt, result)
+    if not found:
+        raise ValueError(f"{source}: expected at least one row, got none")
+    return list(found.values())

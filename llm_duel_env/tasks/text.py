@@ -1,0 +1,162 @@
+"""Real text: any causal language model, any prompts, any oracle."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from gymnasium import spaces
+
+from llm_duel_env.oracles.base import Oracle
+from llm_duel_env.randomness import generator
+from llm_duel_env.spaces import Utf8Text
+from llm_duel_env.tasks.base import Task, TaskView
+from llm_duel_env.tasks.prompt_files import PRESETS, PromptRow, columns, load_rows, read_prompts
+from llm_duel_env.types import Observation
+
+CHARACTERS_PER_TOKEN = 256
+"""No token of a usual vocabulary decodes to more characters."""
+
+
+class Text(Task):
+    """Prompts from a JSONL file or a hub data set, answered by a language model, judged by an oracle.
+
+    Args:
+        model: folder or hub name of the supervised policy.
+        oracle: ``reward_model:NAME`` with the folder or hub name of a reward model, or an `Oracle`.
+        oracle_kwargs: further arguments of the oracle that a spec names.
+        preset: tldr, ultrafeedback, hh_rlhf or shp2: the data set's schema, its hub name and its split.
+        prompts: JSONL file or hub data set; None takes the preset's hub data set.
+        prompt_column: without a preset, the column of the prompt.
+        reference_column: without a preset, the column of the reference response; None where there is none.
+        template: without a preset, what a prompt becomes; ``{prompt}`` stands for the column's text.
+        split: split of a hub data set; None takes the preset's, or "train".
+        heldout: how many prompts are held out, drawn once and for all, or a JSONL file or hub data set of them, read
+            like the prompts (a prompt that is in both is held out).
+        references: JSONL file of ``prompt`` and ``reference`` that overrides the data's references, e.g. stored samples
+            of the supervised policy. Every held-out prompt must be in it.
+        limit: most distinct prompts read.
+        max_prompt_tokens: a longer prompt loses its beginning.
+        max_new_tokens: the longest response, EOS included.
+        feedback: how a probability becomes a label.
+
+    Raises:
+        ValueError: arguments that contradict each other, malformed rows (with their number), or too few prompts.
+    """
+
+    name = "text"
+    kind = "text"
+
+    def __init__(
+        self,
+        model: str,
+        oracle: str | Oracle,
+        oracle_kwargs: dict[str, Any] | None = None,
+        preset: str | None = None,
+        prompts: str | None = None,
+        prompt_column: str = "prompt",
+        reference_column: str | None = "reference",
+        template: str = "{prompt}",
+        split: str | None = None,
+        heldout: int | str = 512,
+        references: str | None = None,
+        limit: int | None = None,
+        max_prompt_tokens: int = 512,
+        max_new_tokens: int = 64,
+        feedback: Literal["bernoulli", "threshold"] = "threshold",
+    ) -> None:
+        if preset is not None and preset not in PRESETS:
+            raise ValueError(f"preset: expected one of {sorted(PRESETS)}, got {preset!r}")
+        if preset is None and prompts is None:
+            raise ValueError("expected prompts (a JSONL file or a hub data set) or a preset, got neither")
+        if "{prompt}" not in template:
+            raise ValueError(f"template: expected {{prompt}} in it, got {template!r}")
+        self.feedback = feedback
+        self.model, self.max_prompt_tokens, self.max_new_tokens = model, max_prompt_tokens, max_new_tokens
+        self.oracle = make_oracle(oracle, oracle_kwargs)
+        schema = PRESETS[preset] if preset is not None else None
+        read = (
+            schema.read if schema else columns(prompt_column, [reference_column] if reference_column else [], template)
+        )
+        split = split or (schema.split if schema else "train")
+        source = prompts if prompts is not None else schema.hub  # type: ignore[union-attr]
+        rows = read_prompts(load_rows(source, split), read, source, limit)
+        if isinstance(heldout, str):
+            held = read_prompts(load_rows(heldout, split), read, heldout)
+            seen = {row.prompt for row in held}
+            train = [row for row in rows if row.prompt not in seen]
+        else:
+            train, held = split_off(rows, heldout, source)
+        if not train:
+            raise ValueError(f"{source}: every prompt is held out, none is left to train on")
+        self._rows = [*train, *held]
+        self.train_prompts, self.heldout_prompts = len(train), len(held)
+        if references is not None:
+            self._rows = self._with_references(references)
+        longest = max(len(row.prompt) for row in self._rows)
+        self.observation_space = spaces.Dict(prompt=Utf8Text(longest), prompt_id=spaces.Discrete(len(self._rows)))
+        self.response_space = Utf8Text(CHARACTERS_PER_TOKEN * max_new_tokens, min_length=0)
+
+    def _with_references(self, source: str) -> list[PromptRow]:
+        stored = dict(read_prompts(load_rows(source, "train"), columns("prompt", ["reference"]), source))
+        for number, row in enumerate(self._rows[self.train_prompts :]):
+            if stored.get(row.prompt) is None:
+                raise ValueError(f"{source}: no reference for held-out prompt {number}, {row.prompt[:80]!r}")
+        return [PromptRow(row.prompt, stored.get(row.prompt)) for row in self._rows]
+
+    def observe(self, prompt_ids: np.ndarray) -> Observation:
+        """Prompts, M str, and ids (M,) int64."""
+        ids = np.asarray(prompt_ids, np.int64)
+        return {"prompt": tuple(self._rows[int(i)].prompt for i in ids), "prompt_id": ids}
+
+    def reference(self, prompt_ids: np.ndarray) -> np.ndarray | None:
+        """The data's or the stored responses, (M,) str; None where one of these prompts has none."""
+        found = [self._rows[int(i)].reference for i in np.asarray(prompt_ids)]
+        return None if any(text is None for text in found) else as_texts(found)
+
+    def view(self) -> TaskView:
+        """Spaces, training prompts and the supervised policy."""
+        return TaskView(
+            name=self.name,
+            kind="text",
+            observation_space=self.observation_space,
+            response_space=self.response_space,
+            train_prompts=self.train_prompts,
+            observe=self.observe_training,
+            model=self.model,
+            max_prompt_tokens=self.max_prompt_tokens,
+            max_new_tokens=self.max_new_tokens,
+        )
+
+
+def as_texts(texts: list) -> np.ndarray:
+    """(M,) of dtype object."""
+    array = np.empty(len(texts), dtype=object)
+    array[:] = texts
+    return array
+
+
+def split_off(rows: list[PromptRow], count: int, source: str) -> tuple[list[PromptRow], list[PromptRow]]:
+    """Training and `count` held-out rows, drawn by a fixed stream: files are often sorted by subject."""
+    if not 1 <= count < len(rows):
+        raise ValueError(f"heldout: expected 1 to {len(rows) - 1} of the {len(rows)} prompts of {source}, got {count}")
+    held = set(generator(0, "heldout").permutation(len(rows))[:count].tolist())
+    return [row for k, row in enumerate(rows) if k not in held], [rows[k] for k in sorted(held)]
+
+
+def make_oracle(spec: str | Oracle, kwargs: dict[str, Any] | None = None) -> Oracle:
+    """The oracle that a spec names: ``reward_model:NAME``. An `Oracle` is taken as it is.
+
+    Raises:
+        ValueError: another kind of spec, or arguments for an oracle that exists already.
+    """
+    if isinstance(spec, Oracle):
+        if kwargs:
+            raise ValueError(f"oracle_kwargs go with an oracle's spec, but an oracle was given: {kwargs}")
+        return spec
+    kind, _, name = str(spec).partition(":")
+    if kind != "reward_model" or not name:
+        raise ValueError(f"oracle: expected 'reward_model:FOLDER_OR_HUB_NAME' or an Oracle, got {spec!r}")
+    from llm_duel_env.oracles.reward_model import RewardModelOracle
+
+    return RewardModelOracle(name, **(kwargs or {}))
