@@ -58,13 +58,14 @@ class Ledger:
         """
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: BinaryIO = open(self.path, "a+b")  # noqa: SIM115 (held open for as long as the ledger is)
+        # Unbuffered, so that what a failed write leaves is in the file, to be cut off, and nowhere else.
+        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (held open for as long as the ledger is)
         try:
             self._lock()
-            self.header, self._offsets, end = _scan(self.path, self._file)
+            self.header, self._offsets, end = _scan(self.path)
             if self._file.seek(0, os.SEEK_END) > end:
                 self._file.truncate(end)
-                self._sync()
+                os.fsync(self._file.fileno())
             if header is not None:
                 self._agree(header)
         except BaseException:
@@ -101,8 +102,9 @@ class Ledger:
         """The record of query `number`, from 0."""
         if not 0 <= number < len(self):
             raise IndexError(f"{self.path}: expected a query from 0 to {len(self) - 1}, got {number}")
-        self._file.seek(self._offsets[number])
-        return json.loads(self._file.readline())
+        with open(self.path, "rb") as file:
+            file.seek(self._offsets[number])
+            return json.loads(file.readline())
 
     def replay(self, number: int, expected: Record) -> Record:
         """The record of query `number`, which must be of the prompt and responses of `expected`.
@@ -139,16 +141,14 @@ class Ledger:
             offsets.append(offset)
             offset += len(line)
         try:
-            self._file.write(b"".join(encoded))
-            self._sync()
+            rest = memoryview(b"".join(encoded))
+            while rest:
+                rest = rest[self._file.write(rest) :]
+            os.fsync(self._file.fileno())
         except OSError:  # a full disk: what was half written must not stay in front of the next round
             self._file.truncate(start)
             raise
         return offsets
-
-    def _sync(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
 
     def _sync_folder(self) -> None:
         folder = os.open(self.path.parent, os.O_RDONLY)
@@ -187,12 +187,16 @@ class Ledger:
         self.close()
 
 
-def _scan(path: Path, file: BinaryIO) -> tuple[dict[str, Any] | None, list[int], int]:
+def _scan(path: Path) -> tuple[dict[str, Any] | None, list[int], int]:
     """The header, the offset of each record, and the length of the sound part of the file."""
+    with open(path, "rb") as file:
+        return _scan_lines(path, file)
+
+
+def _scan_lines(path: Path, file: BinaryIO) -> tuple[dict[str, Any] | None, list[int], int]:
     header: dict[str, Any] | None = None
     offsets: list[int] = []
     offset = 0
-    file.seek(0)
     for number, line in enumerate(iter(file.readline, b""), start=1):
         if (record := _parse(line)) is None:
             if file.readline():  # more comes after it, so no crash while appending explains it

@@ -1,5 +1,6 @@
 import json
 import os
+import resource
 
 import pytest
 
@@ -90,7 +91,7 @@ def test_another_run_may_not_open_it(path):
 
 def test_the_header_says_whose_labels_these_are(path):
     filled(path)
-    with pytest.raises(LedgerMismatch, match="holds 3 labels of a different run .seed was 1, now 2"):
+    with pytest.raises(LedgerMismatch, match=r"holds 3 labels of a different run .seed was 1, now 2"):
         Ledger(path, {**HEADER, "seed": 2})
     with Ledger(path) as ledger:
         assert ledger.header == HEADER
@@ -121,6 +122,21 @@ def test_records_out_of_order_or_incomplete_write_nothing(path):
             ledger.append([record(3), {**record(4), "probability": float("nan")}])
         assert len(ledger) == 3
     assert path.read_bytes() == whole
+
+
+def test_a_full_disk_leaves_the_ledger_whole(path):
+    whole = filled(path).read_bytes()
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Ledger(path, HEADER) as ledger:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 20, limit[1]))
+        try:
+            with pytest.raises(OSError, match="too large"):
+                ledger.append([record(3)])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        assert path.read_bytes() == whole
+        ledger.append([record(3)])
+        assert ledger.record(3) == record(3)
 
 
 def test_export_leaves_ties_out_and_puts_the_winner_first(path, tmp_path):

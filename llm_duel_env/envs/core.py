@@ -157,6 +157,8 @@ class DuelCore:
             raise ResetNeeded(
                 "call reset() before stepping" if self.seed is None else f"round {self.round} was the last"
             )
+        if self._ledger_path is not None and self.ledger is None:
+            raise ResetNeeded(f"the ledger {self._ledger_path} is closed: call reset() or load_state_dict()")
         charged = query & (first != second)
         if self.remaining is not None and charged.sum() > self.remaining:
             raise BudgetExceeded(

@@ -27,7 +27,9 @@ def test_flips_have_their_rate_and_do_not_depend_on_the_labels_noise():
 
 
 def test_ties_within_the_margin():
-    label = Feedback("bernoulli", tie_margin=0.125, flip_rate=1).label(np.array([0.375, 0.625, 0.37, 1.0]), 0, np.arange(4))
+    label = Feedback("bernoulli", tie_margin=0.125, flip_rate=1).label(
+        np.array([0.375, 0.625, 0.37, 1.0]), 0, np.arange(4)
+    )
     assert label[:2].tolist() == [0.5, 0.5]
     assert label[2] in (0, 1)
     assert label[3] == 0

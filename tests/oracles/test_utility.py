@@ -40,7 +40,9 @@ class Says(Oracle):
         return self.answer
 
 
-@pytest.mark.parametrize("bad", [[0.5], [0.5] * 3, [[0.5, 0.5]], 0.5, None, ["a", "b"], [float("nan"), 0.5], [0, np.inf]])
+@pytest.mark.parametrize(
+    "bad", [[0.5], [0.5] * 3, [[0.5, 0.5]], 0.5, None, ["a", "b"], [float("nan"), 0.5], [0, np.inf]]
+)
 def test_unusable_answers_are_refused(bad):
     with pytest.raises(OracleError, match="Says"):
         checked_win_probability(Says(bad), PROMPTS, np.array([0, 1]), np.array([1, 0]))
