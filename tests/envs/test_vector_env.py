@@ -271,10 +271,10 @@ def test_evaluation_spends_nothing(finite_task):
     assert env.state_dict() == state
 
 
-@pytest.mark.parametrize(
-    "bad", [{"budget": 0}, {"budget": 1.5}, {"max_rounds": 0}, {"num_envs": 0}, {"render_mode": "human"}, {"feedback": "x"},
-            {"task_kwargs": {"a": 1}}, {"task": "pool"}],
-)  # fmt: skip
+BAD_ARGUMENTS = [{"budget": 0}, {"budget": 1.5}, {"max_rounds": 0}, {"num_envs": 0}, {"render_mode": "human"}]
+
+
+@pytest.mark.parametrize("bad", [*BAD_ARGUMENTS, {"feedback": "x"}, {"task_kwargs": {"a": 1}}, {"task": "pool"}])
 def test_bad_arguments_are_refused(finite_task, bad):
     with pytest.raises(ValueError, match=r"expected|given as an object"):
         DuelVectorEnv(**{"num_envs": 2, "task": finite_task(), **bad})
