@@ -32,3 +32,13 @@ def test_uniforms_are_uniform_and_uncorrelated():
     assert draws.max() < 1
     assert stats.kstest(draws, "uniform").pvalue > 1e-3
     assert abs(np.corrcoef(draws[:-1], draws[1:])[0, 1]) < 0.05
+
+
+def test_uniforms_of_nearby_names_seeds_and_numbers_are_unrelated():
+    rows = [uniforms(seed, name, np.arange(2000)) for seed in (0, 1) for name in ("a/1", "a/2", "b/1")]
+    correlation = np.corrcoef(rows)[np.triu_indices(len(rows), 1)]
+    assert np.abs(correlation).max() < 0.1
+    far = uniforms(0, "a", np.array([-1, 0, 2**40, 2**62]))
+    assert len(set(far)) == 4
+    strided = uniforms(0, "a", np.arange(4000) * 20)  # as in M prompts with E draws each
+    assert stats.kstest(strided, "uniform").pvalue > 1e-3
