@@ -144,8 +144,7 @@ def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
     """Writes JSON whole or not at all."""
     fresh = path.with_name(path.name + ".new")
     with fresh.open("w") as file:
-        json.dump(finite(value), file, indent=indent)
-        file.write("\n")
+        file.write(json.dumps(finite(value), indent=indent) + "\n")
         file.flush()
         os.fsync(file.fileno())
     fresh.replace(path)

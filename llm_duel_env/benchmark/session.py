@@ -17,7 +17,16 @@ from torch.utils.tensorboard import SummaryWriter
 from llm_duel_env.benchmark import registry
 from llm_duel_env.benchmark.heartbeat import Pulse
 from llm_duel_env.benchmark.run_config import RunConfig, env_spec
-from llm_duel_env.benchmark.run_folder import MetricsFile, RunFolder, read_json, rounded, sha256, versions, write_json
+from llm_duel_env.benchmark.run_folder import (
+    MetricsFile,
+    RunFolder,
+    finite,
+    read_json,
+    rounded,
+    sha256,
+    versions,
+    write_json,
+)
 from llm_duel_env.benchmark.statistics import bootstrap_interval
 from llm_duel_env.metrics import summarise
 from llm_duel_env.types import Duels, Metrics
@@ -238,7 +247,7 @@ class Session:
             "queries": self.queries,
             "rounds": int(self.core.round),
             "status": "stalled" if self.stalled >= config.max_stalled_rounds else "finished",
-            "curve": {name: [p.get(name) for p in self.curve] for name in CURVE if name in self.curve[-1]},
+            "curve": {name: [p.get(name) for p in self.curve] for name in CURVE if _known(self.curve[-1].get(name))},
             "online_win_rate": self._so_far()["mean_online_win_rate"],
             "cumulative_regret": self.sums["regret"],
             "gradient_steps": int(self.sums["gradient_steps"]),
@@ -247,7 +256,7 @@ class Session:
             "time": dict(self.time) | {f"policy/{k}": v for k, v in self._policy_seconds().items()},
             "ledger_sha256": sha256(self.folder.ledger),
         }
-        return rounded(found)
+        return finite(rounded(found))
 
 
 def within_budget(duels: Duels, remaining: int) -> Duels:
@@ -259,7 +268,7 @@ def within_budget(duels: Duels, remaining: int) -> Duels:
     """
     first, second = duels.pair.responses.T
     paid = duels.query & np.asarray(first != second, bool)
-    query = duels.query & (np.cumsum(paid) <= remaining)
+    query = duels.query & ~(paid & (np.cumsum(paid) > remaining))
     return duels if (query == duels.query).all() else dataclasses.replace(duels, query=query)
 
 
@@ -270,3 +279,8 @@ def changed_versions(folder: RunFolder) -> list[str]:
     now = versions()
     names = [name for name in now if name in was and was[name] != now[name]]
     return [f"warning: {name} was {was[name]} when the run began, and is {now[name]}" for name in names]
+
+
+def _known(value: float | None) -> bool:
+    """False for what the task does not know: absent, NaN, or, read back from JSON, None."""
+    return value is not None and not np.isnan(value)

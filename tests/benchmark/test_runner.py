@@ -1,0 +1,227 @@
+"""One run: its budget, its evaluations, its files, and what an agent never sees."""
+
+import dataclasses
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+from benchmark_helpers import WORLD, config, sea, silent, untimed
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from llm_duel_env.agents.base import Agent
+from llm_duel_env.baselines.uniform import Uniform
+from llm_duel_env.benchmark import registry
+from llm_duel_env.benchmark.heartbeat import Heartbeat, Pulse
+from llm_duel_env.benchmark.runner import RunInterrupted, run
+from llm_duel_env.benchmark.session import within_budget
+from llm_duel_env.oracles.base import OracleError
+from llm_duel_env.types import Candidates, Duels
+
+
+def as_agent(monkeypatch, agent_class):
+    monkeypatch.setattr(registry, "load_agent", lambda name: agent_class)
+
+
+def test_the_budget_is_spent_exactly_and_the_files_are_there(tmp_path):
+    told = config(tmp_path / "run", budget=101)  # no multiple of the batch
+    result = run(told, say=silent)
+    assert result["queries"] == 101
+    assert result["status"] == "finished"
+    ledger = Path(told.folder, "ledger.jsonl").read_text().splitlines()
+    assert len(ledger) == 101 + 1  # the header
+    for name in ("config.json", "command.txt", "versions.json", "metrics.jsonl", "checkpoint/state.json"):
+        assert Path(told.folder, name).exists()
+    text = Path(told.folder, "result.json").read_text()
+    assert len(text) <= 10_000
+    assert json.loads(text) == result
+    marks = result["curve"]["queries"]
+    assert (marks[0], marks[-1]) == (0, 101)
+    assert len(marks) == 11
+    assert all(mark >= 10.1 * i for i, mark in enumerate(marks))
+
+
+def test_the_finest_curve_fits_ten_kilobytes(tmp_path):
+    told = config(tmp_path / "run", budget=100, batch=1, eval_every=0.02)
+    result = run(told, say=silent)
+    assert len(result["curve"]["queries"]) == 51
+    assert Path(told.folder, "result.json").stat().st_size <= 10_000
+
+
+def test_curve_and_counts_agree_with_the_metrics(tmp_path):
+    told = config(tmp_path / "run")
+    result = run(told, say=silent)
+    lines = untimed(told.folder)
+    rounds = [line for line in lines if line["kind"] == "round"]
+    assert sum(line["charged"] for line in rounds) == result["queries"]
+    shown = sum(line["shown"] for line in rounds)
+    wins = sum(line["shown"] * line["online_win_rate"] for line in rounds) / shown
+    assert result["online_win_rate"] == pytest.approx(wins, rel=1e-4)
+    regret = sum(line["shown"] * line["regret"] for line in rounds)
+    assert result["cumulative_regret"] == pytest.approx(regret, rel=1e-4)
+    for low, mean, high in zip(*(result["curve"][n] for n in ("win_low", "offline_win_rate", "win_high"))):
+        assert low <= mean <= high
+    assert result["gradient_steps"] == len(rounds)
+
+
+def test_tensorboard_holds_the_curve_once(tmp_path):
+    told = config(tmp_path / "run")
+    result = run(told, say=silent)
+    events = EventAccumulator(str(Path(told.folder, "tensorboard")))
+    events.Reload()
+    scalars = events.Scalars("eval/offline_win_rate")
+    assert [event.step for event in scalars] == result["curve"]["queries"]
+    assert [event.value for event in scalars] == pytest.approx(result["curve"]["offline_win_rate"], abs=1e-4)
+    assert "time/act" in events.Tags()["scalars"]
+
+
+def test_a_batch_larger_than_the_budget_is_cut(tmp_path):
+    assert run(config(tmp_path / "run", budget=5, batch=16), say=silent)["queries"] == 5
+
+
+def test_within_budget_keeps_identical_pairs_and_the_first_that_fit():
+    pairs = np.array([[0, 1], [2, 2], [0, 3], [1, 4], [5, 5]])
+    duels = Duels(Candidates({"prompt_id": np.arange(5)}, pairs), np.array([True, True, True, True, True]))
+    assert within_budget(duels, 2).query.tolist() == [True, True, True, False, True]
+    assert within_budget(duels, 3) is duels
+    assert within_budget(duels, 0).query.tolist() == [False, True, False, False, True]
+
+
+def test_poisoned_rewards_and_metrics_change_nothing(tmp_path, monkeypatch):
+    clean = sea(tmp_path / "clean")
+    run(clean, say=silent)
+    make_vec = gymnasium.make_vec
+
+    def poisoned(*args, **kwargs):
+        env = make_vec(*args, **kwargs)
+        step = env.step
+
+        def lying(action):
+            observation, reward, terminated, truncated, info = step(action)
+            lies = {n: np.full_like(v, -1e9) for n, v in info.items() if n.startswith("metrics/")}
+            return observation, np.full_like(reward, 1e9), terminated, truncated, info | lies
+
+        env.step = lying
+        return env
+
+    monkeypatch.setattr(gymnasium, "make_vec", poisoned)
+    dirty = dataclasses.replace(clean, folder=str(tmp_path / "dirty"))
+    run(dirty, say=silent)
+    assert Path(clean.folder, "ledger.jsonl").read_bytes() == Path(dirty.folder, "ledger.jsonl").read_bytes()
+    evals = [[r["offline_win_rate"] for r in untimed(d.folder) if r["kind"] == "eval"] for d in (clean, dirty)]
+    assert evals[0] == evals[1]
+
+
+class Silent(Uniform):
+    """Asks four times and then never again."""
+
+    def act(self, observation):
+        """Abstains after the first round."""
+        duels = super().act(observation)
+        return dataclasses.replace(duels, query=np.full(len(duels.query), self.round == 0))
+
+
+def test_a_run_without_queries_ends_as_stalled_and_is_scored(tmp_path, monkeypatch):
+    as_agent(monkeypatch, Silent)
+    result = run(config(tmp_path / "run", overrides={}, max_stalled_rounds=7), say=silent)
+    assert result["status"] == "stalled"
+    assert result["rounds"] == 1 + 7
+    assert 0 < result["queries"] <= 8
+    assert result["curve"]["queries"][-1] == result["queries"]
+
+
+def test_a_useless_oracle_stops_the_run_and_leaves_the_ledger(tmp_path, monkeypatch):
+    from llm_duel_env.oracles.utility import UtilityOracle
+
+    told = config(tmp_path / "run", agent="uniform", overrides={})
+    answer, calls = UtilityOracle.win_probability, []
+
+    def breaks(self, prompts, first, second):
+        calls.append(1)
+        good = answer(self, prompts, first, second)
+        return good if len(calls) < 30 else np.full_like(good, np.nan)
+
+    monkeypatch.setattr(UtilityOracle, "win_probability", breaks)
+    with pytest.raises(OracleError):
+        run(told, say=silent)
+    ledger = Path(told.folder, "ledger.jsonl").read_bytes()
+    assert len(ledger.splitlines()) > 1
+    monkeypatch.setattr(UtilityOracle, "win_probability", answer)
+    result = run(told, resume=True, say=silent)  # the oracle is well again
+    assert result["queries"] == told.budget
+    assert Path(told.folder, "ledger.jsonl").read_bytes().startswith(ledger)
+
+
+class Slow(Uniform):
+    """Takes its time."""
+
+    def act(self, observation):
+        """Sleeps first."""
+        time.sleep(0.05)
+        return super().act(observation)
+
+
+def test_the_heart_beats_while_a_run_goes_on(tmp_path, monkeypatch):
+    as_agent(monkeypatch, Slow)
+    lines = []
+    run(config(tmp_path / "run", overrides={}, heartbeat=0.1), say=lines.append)
+    assert len(lines) >= 4
+    assert all("queries/s" in line for line in lines)
+    assert lines[-1].startswith("online_dpo on duel/Synthetic-v0, seed 3: 100/100 queries, win rate 0.")
+
+
+def test_the_heart_beats_during_one_long_step():
+    lines = []
+    with Heartbeat("job", 10, lambda: Pulse(4, "busy"), seconds=0.05, say=lines.append):
+        time.sleep(0.3)
+    assert len(lines) >= 3
+    assert "job: 4/10 queries, busy" in lines[0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_round_saves_and_the_run_goes_on(tmp_path, monkeypatch, number):
+    as_agent(monkeypatch, Slow)
+    told = config(tmp_path / "run", overrides={})
+    handler = signal.getsignal(number)
+    threading.Timer(0.4, os.kill, (os.getpid(), number)).start()
+    with pytest.raises(RunInterrupted) as stop:
+        run(told, say=silent)
+    assert stop.value.folder == Path(told.folder)
+    assert signal.getsignal(number) is handler
+    assert not Path(told.folder, "result.json").exists()
+    queries = json.loads(Path(told.folder, "checkpoint/state.json").read_text())["env"]["query_count"]
+    assert 0 < queries < told.budget
+    run(told, resume=True, say=silent)
+    whole = config(tmp_path / "whole", overrides={})
+    run(whole, say=silent)
+    assert untimed(whole.folder) == untimed(told.folder)
+
+
+def test_what_cannot_run_leaves_nothing_behind(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    for changes, said in [
+        ({"agent": "see"}, "Did you mean 'sea'"),
+        ({"env": "duel/Syntetic-v0"}, "Did you mean 'duel/Synthetic-v0'"),
+        ({"overrides": {"policy.learning_rat": 1}}, "no field 'learning_rat'"),
+        ({"env_kwargs": {"colour": 1}}, "colour"),
+        ({"env_kwargs": {**WORLD, "flip_rate": 7.0}}, "flip_rate"),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            run(config(folder, **changes), say=silent)
+    as_agent(monkeypatch, type("Editor", (Uniform, Agent), {"needs": frozenset({"editor"})}))
+    with pytest.raises(ValueError, match="editor"):
+        run(config(folder, overrides={}), say=silent)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("budget", 0), ("batch", 1.5), ("seed", -1), ("eval_every", 0.001), ("checkpoint_every", 0)]
+)
+def test_settings_out_of_range_are_refused(tmp_path, field, value):
+    with pytest.raises(ValueError, match=field):
+        config(tmp_path, **{field: value})

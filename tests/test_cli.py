@@ -1,0 +1,115 @@
+"""The command line: what it teaches, what it refuses, and one run from beginning to end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from llm_duel_env import cli
+
+SMALL = ["--env-set", "task_kwargs.candidates=6", "task_kwargs.train_prompts=40", "task_kwargs.heldout_prompts=24"]
+SINGLE = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def command(*arguments):
+    """Exit code of the command line."""
+    with pytest.raises(SystemExit) as end:
+        cli.main([str(argument) for argument in arguments])
+    return end.value.code
+
+
+def test_help_teaches(capsys):
+    assert command("--help") == 0
+    text = capsys.readouterr().out
+    for line in ("llm-duel demo", "llm-duel run --agent sea --env duel/Synthetic-v0", "--resume", "leaderboard"):
+        assert line in text
+    assert command("run", "--help") == 0
+    text = capsys.readouterr().out
+    assert "policy.learning_rate=1e-4" in text
+    assert "--no-recipe" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run"], "--agent and --env"),
+        (["run", "--agent", "see", "--env", "duel/Synthetic-v0"], "Did you mean 'sea'"),
+        (["run", "--agent", "sea", "--env", "duel/Syntetic-v0"], "Did you mean 'duel/Synthetic-v0'"),
+        (["run", "--agent", "sea", "--env", "duel/Synthetic-v0", "--set", "candidate=3"], "no field 'candidate'"),
+        (["run", "--agent", "sea", "--env", "duel/Synthetic-v0", "--set", "candidates"], "KEY=VALUE"),
+        (["run", "--agent", "sea", "--env", "duel/Synthetic-v0", "--budget", "0"], "budget"),
+        (["run", "--agent", "sea", "--env", "duel/Synthetic-v0", "--env-set", "colour=1"], "colour"),
+        (["run", "--resume", "nowhere"], "no run in nowhere"),
+        (["bench", "demos"], "Did you mean 'demo'"),
+        (["bench", "demo", "--jobs", "0"], "jobs"),
+        (["leaderboard", "nowhere"], "not a folder"),
+        (["leaderboard"], "at least one folder"),
+    ],
+)
+def test_bad_input_is_answered_before_anything_is_spent(tmp_path, monkeypatch, capsys, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    assert command(*arguments) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_its_result_and_its_leaderboard(tmp_path, capsys):
+    folder = tmp_path / "runs" / "a"
+    told = ["--budget", "40", "--batch", "8", "--folder", folder, "--set", "policy.learning_rate=1e-2", *SMALL]
+    assert command("run", "--agent", "online_dpo", "--env", "duel/Synthetic-v0", *told, "--eval-prompts", "24") == 0
+    out = capsys.readouterr().out
+    assert "policy.learning_rate = 0.01 (paper's default: 5e-07)" in out
+    assert "finished: 40 queries" in out
+    config = json.loads((folder / "config.json").read_text())
+    assert config["env_kwargs"] == {"task_kwargs": {"candidates": 6, "train_prompts": 40, "heldout_prompts": 24}}
+    assert command("run", "--resume", folder) == 0
+    assert "already finished" in capsys.readouterr().out
+    assert command("run", "--resume", folder, "--seed", "9") == 2
+    assert "seed: it has 0, asked for 9" in capsys.readouterr().err
+    assert command("leaderboard", tmp_path / "runs", "--out", tmp_path / "report") == 0
+    assert "online_dpo" in capsys.readouterr().out
+    assert (tmp_path / "report" / "win_rate.png").exists()
+
+
+def test_a_suite_from_a_file(tmp_path, capsys):
+    suite = tmp_path / "small.yaml"
+    kwargs = "{task_kwargs: {candidates: 6, train_prompts: 40, heldout_prompts: 24}}"
+    suite.write_text(
+        f"name: small\nentries:\n  - env: duel/Synthetic-v0\n    env_kwargs: {kwargs}\n"
+        "    agents: [uniform]\n    seeds: 2\n    budget: 24\n    batch: 8\n    eval_prompts: 24\n"
+    )
+    assert command("bench", suite, "--out", tmp_path / "out", "--jobs", "1") == 0
+    assert "2 of 2 runs are over" in capsys.readouterr().out
+    assert len(list((tmp_path / "out").rglob("result.json"))) == 2
+
+
+def test_lists(capsys):
+    assert command("list") == 0
+    out = capsys.readouterr().out
+    for name in ("sea", "duel/Synthetic-v0", "slic", "demo"):
+        assert name in out
+
+
+def test_ctrl_c_exits_with_130_and_says_how_to_go_on(tmp_path):
+    folder = tmp_path / "run"
+    entry = [sys.executable, "-m", "llm_duel_env.cli"]
+    told = ["run", "--agent", "uniform", "--env", "duel/Synthetic-v0", "--budget", "20000", "--batch", "2", *SMALL]
+    process = subprocess.Popen([*entry, *told, "--folder", str(folder)], stdout=subprocess.PIPE, text=True, env=SINGLE)
+    deadline = time.monotonic() + 120
+    while not (Path(folder, "metrics.jsonl").exists() and Path(folder, "metrics.jsonl").stat().st_size > 2000):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"resume with: llm-duel run --resume {folder}" in out
+    assert (folder / "checkpoint" / "state.json").exists()
+    assert not (folder / "result.json").exists()
