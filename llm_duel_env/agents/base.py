@@ -7,7 +7,7 @@ import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -108,7 +108,7 @@ def config_from(config_class: type, overrides: dict) -> AgentConfig:
             nested[head] = value
     known = {f.name: f for f in dataclasses.fields(config_class)}
     defaults = config_class()
-    values = {}
+    values: dict[str, Any] = {}
     for name, value in nested.items():
         if name not in known:
             raise ValueError(f"{config_class.__name__} has no field {name!r}; it has {sorted(known)}")
