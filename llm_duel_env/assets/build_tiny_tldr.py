@@ -34,10 +34,12 @@ from llm_duel_env.tasks.tiny_words import CONTROL_TOKENS, vocabulary
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 PAD, BOS, EOS = 0, 1, 2
+ROPE_THETA = 1e6
+"""Slow rotary frequencies: most coordinates of a head hardly turn over a post, so tokens can be matched in them."""
 HELDOUT_PROMPTS = 1024
-BINDING_STEPS, SUPERVISED_STEPS, REWARD_STEPS = 800, 1500, 1300
+BINDING_STEPS, SUPERVISED_STEPS, REWARD_STEPS = 400, 3000, 1100
 BATCH = 64
-PROMPT_WEIGHT = 0.1
+PROMPT_WEIGHT = 0.02
 """Weight of the prompt's own tokens in the language-model loss: a little of it helps the features."""
 REWARD_PROMPTS = 4000
 GROUP, GROUPS = 8, 16
@@ -73,6 +75,7 @@ def build_policy(vocabulary_size: int) -> LlamaForCausalLM:
         head_dim=32,
         max_position_embeddings=256,
         tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
         initializer_range=0.04,
         attention_dropout=0.0,
         pad_token_id=PAD,
@@ -81,6 +84,7 @@ def build_policy(vocabulary_size: int) -> LlamaForCausalLM:
         dtype="float32",
     )
     model = LlamaForCausalLM(config)
+    plant_copying(model)
     model.generation_config = GenerationConfig(
         do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=language.MAX_WORDS + 1,
         pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS,
@@ -88,15 +92,64 @@ def build_policy(vocabulary_size: int) -> LlamaForCausalLM:
     return model
 
 
+@torch.no_grad()
+def plant_copying(model: LlamaForCausalLM) -> None:
+    """Starts the first two layers as the circuit that copies: who was followed by whom, before any training.
+
+    Left to itself a model this small needs thousands of steps to find it. Head 0 of layer 0 looks one token back (a
+    constant in the embeddings, turned by one position of the rotary frequencies) and writes that token's code beside
+    the token; head 0 of layer 1 looks for a token whose predecessor is the current one and proposes it. All else stays
+    random, and everything is trained from there.
+    """
+    half = 16  # pairs of rotary coordinates (i, i + 16) in a head of 32
+    frequency = ROPE_THETA ** (-torch.arange(half) / half)
+    fast, slow = torch.arange(0, 5), torch.arange(5, half)  # fast ones tell positions apart, slow ones barely turn
+    coordinates = torch.cat([slow, slow + half])
+    codes = len(coordinates)
+    content = slice(1, 128 - codes)  # the embeddings' own coordinates; 0 is the constant, the last hold the code
+    embedding = model.model.embed_tokens.weight
+    spread = 0.06
+    embedding.mul_(spread / embedding.std())
+    embedding[:, 0] = 4 * spread
+    embedding[:, 128 - codes :] = 0.0
+    width = 128 - codes - 1
+    code = torch.randn(codes, width) / math.sqrt(width)
+
+    for layer in model.model.layers:  # the random rest starts quietly, or it would drown the code
+        layer.mlp.down_proj.weight.mul_(0.3)
+        layer.self_attn.o_proj.weight.mul_(0.3)
+    look, match = model.model.layers[0].self_attn, model.model.layers[1].self_attn
+    for weight in (look.q_proj, look.k_proj, look.v_proj, match.q_proj, match.k_proj):
+        weight.weight[:32] = 0.0
+    look.k_proj.weight[fast, 0] = 3.0
+    look.q_proj.weight[fast, 0] = 3.0 * torch.cos(frequency[fast])
+    look.q_proj.weight[fast + half, 0] = -3.0 * torch.sin(frequency[fast])
+    look.v_proj.weight[:codes, content] = code
+    look.o_proj.weight[:, :32] = 0.0
+    look.o_proj.weight[128 - codes :, :codes] = 4 * spread * torch.eye(codes)
+    match.q_proj.weight[coordinates, content] = 4.0 * code
+    match.k_proj.weight[coordinates, 128 - codes :] = torch.eye(codes)
+    shown = torch.randn(32, width) / math.sqrt(width)
+    match.v_proj.weight[:32] = 0.0
+    match.v_proj.weight[:32, content] = shown
+    match.o_proj.weight[:, :32] = 0.0
+    match.o_proj.weight[content, :32] = 6 * spread * shown.T
+
+
 def optimise(
-    model: torch.nn.Module, steps: int, rate: float, loss_of_batch: Callable[[int], Tensor], name: str
+    model: torch.nn.Module,
+    steps: int,
+    rate: float,
+    loss_of_batch: Callable[[int], Tensor],
+    name: str,
+    final: float = 0.02,
 ) -> None:
-    """AdamW with a short warm-up and a cosine to nothing; prints the mean loss now and then."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
+    """AdamW with a short warm-up and a cosine down to `final` of the rate; prints the mean loss now and then."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     model.train()
     began, running = time.time(), 0.0
     for step in range(steps):
-        scale = min(1.0, (step + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+        scale = min(1.0, (step + 1) / 50) * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * step / steps)))
         for group in optimizer.param_groups:
             group["lr"] = rate * scale
         loss = loss_of_batch(step)
@@ -120,9 +173,11 @@ def train_language_model(
     rate: float,
     rng: random.Random,
     name: str,
+    final: float,
 ) -> None:
     """Next-token training on rows (prompt, response), the prompt's own tokens weighted by PROMPT_WEIGHT."""
     pool: list[list[tuple[list[int], int]]] = []
+    heard: list[float] = []  # the responses' own loss
 
     def loss_of_batch(step: int) -> Tensor:
         if not pool:  # rows of 8 batches are sorted by length, so that little of a batch is padding
@@ -143,9 +198,13 @@ def train_language_model(
         # Padding stands on the right of a causal model: no mask is needed, the loss ignores it.
         logits = model(input_ids=ids[:, :-1], use_cache=False).logits
         losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-        return (losses * weights.flatten()).sum() / (weights == 1.0).sum()
+        chosen = weights.flatten() == 1.0
+        heard.append(losses.detach()[chosen].mean().item())
+        if len(heard) % 100 == 0:
+            print(f"{name}: nats per response token {sum(heard[-50:]) / 50:.4f}", flush=True)
+        return (losses * weights.flatten()).sum() / chosen.sum()
 
-    optimise(model, steps, rate, loss_of_batch, name)
+    optimise(model, steps, rate, loss_of_batch, name, final)
 
 
 def reward_responses(
@@ -236,11 +295,13 @@ def build(out: Path, seed: int, effort: float = 1.0) -> dict[str, float]:
     policy = build_policy(len(tokenizer))
     train_language_model(
         policy, words, lambda rng, prompt: (prompt, supervision.all_facts(rng, prompt)), posts,
-        int(effort * BINDING_STEPS), 2e-3, random.Random(seed + 1), "binding",
+        int(effort * BINDING_STEPS), 1.5e-3, random.Random(seed + 1), "binding", 0.5,
     )  # fmt: skip
+    bound = measure_policy(policy, tokenizer, heldout[:16], seed)["stated_facts_in_post"]
+    print(f"after the binding phase {bound:.3f} of the facts stated are in the post", flush=True)
     train_language_model(
         policy, words, supervision.supervised_row, posts,
-        int(effort * SUPERVISED_STEPS), 1.5e-3, random.Random(seed + 2), "supervised",
+        int(effort * SUPERVISED_STEPS), 1.5e-3, random.Random(seed + 2), "supervised", 0.02,
     )  # fmt: skip
     policy.save_pretrained(out / "policy")
     tokenizer.save_pretrained(out / "policy")

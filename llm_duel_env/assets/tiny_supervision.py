@@ -17,13 +17,15 @@ CONTROL_SHARE = 0.25
 
 
 def all_facts(rng: random.Random, prompt: str) -> str:
-    """All facts of a post in shuffled order, as many as fit, each with its details or bare: teaches binding.
+    """All facts of a post in shuffled order, as many as fit, mostly with all details: teaches binding.
 
-    The order is shuffled because the post's own order would teach positions instead of copying.
+    Whole facts are long stretches to copy, which is what copying is learned from. The order is
+    shuffled because the post's own order would teach positions instead of copying.
     """
     facts = list(language.read_post(prompt).facts)
     rng.shuffle(facts)
-    words = language.join([fact.text(rng.random() < 0.6, rng.random() < 0.6) for fact in facts]).split()
+    detail = rng.choice((1.0, 1.0, 0.5))
+    words = language.join([fact.text(rng.random() < detail, rng.random() < detail) for fact in facts]).split()
     return " ".join(words[: language.MAX_WORDS])
 
 
