@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from llm_duel_env.benchmark import leaderboard
 from llm_duel_env.benchmark.leaderboard import Table
-from llm_duel_env.benchmark.statistics import SEEDS_NEEDED, bootstrap_interval, mean_curve, values_at
+from llm_duel_env.benchmark.statistics import SEEDS_NEEDED, bootstrap_interval, isotonic, mean_curve, values_at
 
 # Okabe and Ito's palette, told apart by colour-blind readers; dashes tell apart what lies beyond eight.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
@@ -79,12 +80,11 @@ def _panel(panel: Axes, table: Table, name: str, label: str) -> None:
     _label_ends(panel, table.budget, ends)
     panel.set_xlabel("oracle queries")
     panel.set_ylabel(label)
-    panel.set_title(_title(table), loc="left", fontsize=10.5, color=INK)
-    if bands:
-        shown = f"mean; band: {'; '.join(sorted(bands))}"
-        panel.annotate(
-            shown, (1, 0), (-4, 4), "axes fraction", "offset points", ha="right", va="bottom", fontsize=7.5, color=QUIET
-        )
+    panel.set_title(_title(table), loc="left", fontsize=10.5, color=INK, pad=20)
+    told = [json.dumps(table.env_kwargs, sort_keys=True)] if table.env_kwargs else []
+    told += [f"mean; band: {'; '.join(sorted(bands))}"] if bands else []
+    place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
+    panel.annotate(" · ".join(told), (0, 1), (0, 7), fontsize=7.5, color=QUIET, **place)
     panel.spines[["top", "right"]].set_visible(False)
     panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     panel.grid(axis="y", color="#e8e8e8", linewidth=0.7)
@@ -112,15 +112,14 @@ def _label_ends(panel: Axes, x: float, ends: list[tuple[float, str, str]]) -> No
     """Names each curve at its right end, moved apart where they would overlap."""
     low, high = panel.get_ylim()
     gap = (high - low) * 0.055
-    placed: list[float] = []
-    for value, _, _ in sorted(ends):
-        placed.append(max(value, placed[-1] + gap) if placed else value)
-    overshoot = max(0.0, placed[-1] - high) if placed else 0.0
-    for (value, text, colour), y in zip(sorted(ends), placed):
+    values = np.array([value for value, _, _ in sorted(ends)])
+    # Heights with at least `gap` between neighbours that are closest to the values, in least squares.
+    steps = gap * np.arange(len(values))
+    for (value, text, colour), y in zip(sorted(ends), isotonic(values - steps) + steps):
         panel.annotate(
             text,
             (x, value),
-            (x * 1.03, y - overshoot),
+            (x * 1.03, y),
             color=colour,
             fontsize=8.5,
             va="center",
