@@ -36,6 +36,8 @@ class Row:
     """95% bootstrap interval of `win_rate`."""
     interval_over: str | None
     """What that interval resamples: "seeds", or, for a single seed, "prompts"."""
+    area: float
+    """Mean height of the learning curve (offline win rate), over seeds."""
     rank: Interval | None
     difference: Interval | None
     """Final offline win rate less the baseline's, paired by seed."""
@@ -214,6 +216,7 @@ def _row(label: str, by_seed: dict[int, Result], baseline: dict[int, Result] | N
         win_rate=float(np.mean(list(wins.values()))),
         win_interval=interval,
         interval_over=over,
+        area=float(np.mean([statistics.area_under(*_win_curve(r)) for r in results])),
         rank=None,
         difference=difference,
         improvement=improvement,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import integrate, optimize, stats
 
 from llm_duel_env.randomness import generator
 
@@ -138,6 +138,18 @@ def queries_to_target(queries: np.ndarray, values: np.ndarray, target: float) ->
     above = values >= target
     sustained = np.flatnonzero(above[:-1] & above[1:])
     return float(queries[sustained[0]]) if len(sustained) else None
+
+
+def area_under(queries: np.ndarray, values: np.ndarray) -> float:
+    """Mean height of a curve over its queries, by trapezoids.
+
+    >>> area_under(np.array([0, 10, 20]), np.array([0.5, 0.7, 0.7]))
+    0.65
+    """
+    queries, values = np.asarray(queries, np.float64), np.asarray(values, np.float64)
+    if len(queries) < 2:
+        return float(values[-1])
+    return float(integrate.trapezoid(values, queries) / (queries[-1] - queries[0]))
 
 
 def paired_ratio(a: Mapping[int, float], b: Mapping[int, float], *, seed: int = 0, level: float = 0.95) -> Interval:

@@ -18,6 +18,8 @@ from llm_duel_env.benchmark.statistics import SEEDS_NEEDED, SHARE_OF_GAIN, Inter
 HEADINGS = (
     "agent",
     "offline win rate",
+    "less online DPO",
+    "curve mean",
     "online win rate",
     "queries to target",
     "÷ online DPO",
@@ -50,7 +52,7 @@ def notes(table: Table) -> list[str]:
         )
     over = {row.interval_over for row in table.rows}
     if "seeds" in over:
-        told.append("Brackets: 95% bootstrap interval over seeds.")
+        told.append("Brackets: 95% bootstrap interval over seeds; differences and ratios are paired by seed.")
     if "prompts" in over:
         told.append("Brackets where there is one seed: 95% bootstrap interval over held-out prompts, not over seeds.")
     if not table.enough_seeds:
@@ -118,6 +120,8 @@ def _cells(row: Row) -> list[str]:
     return [
         name,
         f"{row.win_rate:.3f}{interval}",
+        _difference(row.difference),
+        f"{row.area:.3f}",
         _number(row.online_win_rate, ".3f"),
         bound + _number(row.queries_to_target, ".0f") if row.queries_to_target is not None else "–",
         _ratio(row),
@@ -136,6 +140,10 @@ def _ratio(row: Row) -> str:
         return "–"
     interval = f" [{row.ratio.low:.2f}, {row.ratio.high:.2f}]" if row.interval_over == "seeds" else ""
     return f"{row.ratio_bound}{row.ratio.estimate:.2f}{interval}"
+
+
+def _difference(difference: Interval | None) -> str:
+    return "–" if difference is None else f"{difference.estimate:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
 
 
 def _rank(rank: Interval | None) -> str:
