@@ -64,6 +64,7 @@ tune: setup  ## the learning-rate sweeps behind the recipes, on tuning seeds
 study: setup  ## the comparison behind the README's numbers (about an hour)
 	$(BIN)/llm-duel bench spine-synthetic --out $(OUT)/spine-synthetic --jobs $(JOBS)
 	$(BIN)/llm-duel bench spine-tiny-tldr --out $(OUT)/spine-tiny-tldr --jobs $(JOBS)
+	$(BIN)/llm-duel leaderboard $(OUT)/spine-synthetic $(OUT)/spine-tiny-tldr --out $(OUT)/study
 
 clean:  ## removes what the verbs made, but not the runs
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage

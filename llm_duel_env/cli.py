@@ -145,7 +145,7 @@ def carry_out(told: Any) -> int:
     except (OracleError, LedgerError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except (ValueError, MissingExtraError) as error:
+    except (ValueError, FileNotFoundError, MissingExtraError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
@@ -155,9 +155,10 @@ def _run(told: Run) -> int:
 
     config, resume = _resumed(told) if told.resume else _fresh(told), told.resume is not None
     result = run(config, resume=resume)
+    wins = result["curve"].get("offline_win_rate")  # a task without reference responses knows none
     print(
-        f"{result['status']}: {result['queries']} queries, offline win rate "
-        f"{result['curve']['offline_win_rate'][-1]:.3f}, {result['seconds']:.0f} s\n"
+        f"{result['status']}: {result['queries']} queries, "
+        f"{f'offline win rate {wins[-1]:.3f}, ' if wins else ''}{result['seconds']:.0f} s\n"
         f"result: {Path(config.folder) / 'result.json'}\n"
         f"curves: tensorboard --logdir {config.folder}"
     )
@@ -321,16 +322,12 @@ def _agents() -> Any:
 
     from llm_duel_env.benchmark.registry import list_agents, load_agent
 
-    table = Table(
-        "agent", "what it does", "paper", "provenance", "needs", "runs on", title="agents", title_justify="left"
-    )
+    table = Table("agent", "paper", "provenance", "told beyond duels", title="agents", title_justify="left")
     for name in list_agents():
         agent = load_agent(name)
-        says = (agent.__doc__ or "").strip().splitlines()
-        # What a method asks for beyond duels decides where it can play.
-        needs = ", ".join(sorted(agent.needs))
-        runs_on = f"tasks that provide {needs}" if needs else "every task"
-        table.add_row(name, says[0] if says else "", agent.paper or "–", agent.provenance, needs or "duels", runs_on)
+        # An arXiv address ends in the number that everybody knows the paper by.
+        paper = agent.paper.replace("https://arxiv.org/abs/", "arXiv ")
+        table.add_row(name, paper or "–", agent.provenance, ", ".join(sorted(agent.needs)) or "–")
     return table
 
 

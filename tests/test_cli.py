@@ -97,6 +97,15 @@ def test_lists(capsys):
         assert name in out
 
 
+def test_the_list_of_agents_fits_eighty_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert command("list", "agents") == 0
+    lines = capsys.readouterr().out.splitlines()
+    (sea,) = (line for line in lines if line.split()[1:2] == ["sea"])
+    assert "arXiv 2411.01493" in sea  # not folded
+    assert max(map(len, lines)) <= 80
+
+
 def test_ctrl_c_exits_with_130_and_says_how_to_go_on(tmp_path):
     folder = tmp_path / "run"
     entry = [sys.executable, "-m", "llm_duel_env.cli"]

@@ -3,7 +3,8 @@
 Shapes: rewards (E, M, N) of E ensemble members for M prompts with N candidates each; results are (M,) int64 numbers of
 candidates.
 `same` says which candidates are the same *response*: two samples of a language model may well be the same text, and a
-duel of a text with itself teaches nothing, so no rule returns one while a different response exists.
+duel of a text with itself teaches nothing, so no rule that chooses by variance or by Thompson sampling returns one
+while a different response exists (`passive` takes what comes).
 `draws` are uniform in [0, 1), one per prompt; they break ties.
 """
 
@@ -26,7 +27,7 @@ def identities(responses: np.ndarray) -> np.ndarray:
     """
     if responses.dtype != object:
         return responses.astype(np.int64)
-    # Strings are hashed, not sorted: responses are long, and only their equality matters.
+    # Numbered in sorted order, so that the numbers are a function of the texts alone.
     numbers: dict[str, int] = {text: i for i, text in enumerate(sorted(set(responses.ravel())))}
     return np.array([[numbers[text] for text in row] for row in responses], dtype=np.int64).reshape(responses.shape)
 

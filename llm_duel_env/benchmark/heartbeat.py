@@ -45,7 +45,7 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> Heartbeat:
-        self._begun, self._from = monotonic(), self.pulse().done
+        self.restart()
         if self._bar:
             self._bar.start()
         self._thread.start()
@@ -59,6 +59,10 @@ class Heartbeat:
             self._bar.stop()
         else:
             self._say(self._line())
+
+    def restart(self) -> None:
+        """Rates count from here: what was done in an earlier sitting was not done in this one's time."""
+        self._begun, self._from = monotonic(), self.pulse().done
 
     def message(self, line: str) -> None:
         """Says one line without tearing the bar."""

@@ -56,6 +56,7 @@ def run(config: RunConfig, *, resume: bool = False, say: Callable[[str], None] |
         with Heartbeat(name, config.budget, session.pulse, seconds=config.heartbeat, say=say) as heartbeat:
             for line in session.start():
                 heartbeat.message(line)
+            heartbeat.restart()  # `start` has put an earlier sitting's queries back
             try:
                 while not session.over:
                     session.play_round()

@@ -63,7 +63,7 @@ class Session:
         self.time: dict[str, float] = defaultdict(float)
         """Seconds by kind of work, over all sittings of the run."""
         self.sums: dict[str, float] = defaultdict(float)
-        """Totals over rounds: duels shown, online wins, regret, gradient steps."""
+        """Totals over rounds: duels shown, online wins, regret, gradient steps, tokens generated for duels."""
         self.curve: list[dict[str, float]] = []
         self.marks = 0
         """Evaluation marks passed."""
@@ -76,9 +76,9 @@ class Session:
 
     def __exit__(self, *error: object) -> None:
         self.env.close()
-        if hasattr(self, "metrics"):
-            self.metrics.close()
-            self.tensorboard.close()
+        for name in ("metrics", "tensorboard"):  # a start that failed may have opened neither, or the first alone
+            if hasattr(self, name):
+                getattr(self, name).close()
 
     @property
     def queries(self) -> int:
@@ -92,7 +92,10 @@ class Session:
 
     def pulse(self) -> Pulse:
         """How far the run is, for the heartbeat's thread."""
-        return Pulse(self.queries, f"win rate {self.curve[-1]['offline_win_rate']:.3f}" if self.curve else "starting")
+        if not self.curve:
+            return Pulse(self.queries, "starting")
+        wins = self.curve[-1]["offline_win_rate"]
+        return Pulse(self.queries, f"win rate {wins:.3f}" if _known(wins) else "")
 
     def start(self) -> list[str]:
         """Begins, or goes on from the checkpoint; returns what there is to tell."""
@@ -112,7 +115,8 @@ class Session:
 
     def play_round(self) -> None:
         """One round: the agent acts, the oracle answers, the agent learns. It never sees the reward or the metrics."""
-        before, queries = dict(self.time), self.queries
+        before, queries = self._all_seconds(), self.queries
+        generated = self._generated_tokens()
         with self._clock("act"):
             duels = within_budget(self.agent.act(self.observation), self.config.budget - queries)
         with self._clock("step"):
@@ -121,7 +125,8 @@ class Session:
             learnt = self.agent.update(duels.judged(info["preference"]))
         self.truncated = bool(np.all(truncated))
         self.stalled = 0 if self.queries > queries else self.stalled + 1
-        spent = {f"time/{name}": seconds - before.get(name, 0.0) for name, seconds in self.time.items()}
+        self.sums["generated_tokens"] += self._generated_tokens() - generated
+        spent = {f"time/{name}": seconds - before.get(name, 0.0) for name, seconds in self._all_seconds().items()}
         self._log("round", self._round_metrics(duels, info, learnt) | spent)
 
     def evaluate_if_due(self) -> None:
@@ -224,9 +229,14 @@ class Session:
     def _seconds(self) -> float:
         return time.monotonic() - self.begun
 
-    def _policy_seconds(self) -> dict[str, float]:
-        """Seconds by stage inside the policy, where it keeps them."""
-        return dict(getattr(self.agent.policy, "seconds", {}))
+    def _all_seconds(self) -> dict[str, float]:
+        """Seconds by kind of work, and by stage inside the policy where it keeps them."""
+        stages = getattr(self.agent.policy, "seconds", {})
+        return dict(self.time) | {f"policy/{name}": seconds for name, seconds in stages.items()}
+
+    def _generated_tokens(self) -> int:
+        """Tokens that the policy has sampled, evaluations by `respond` included; 0 on finite tasks."""
+        return getattr(self.agent.policy, "generated_tokens", 0)
 
     def _result(self) -> dict[str, Any]:
         config, agent = self.config, type(self.agent)
@@ -251,9 +261,9 @@ class Session:
             "online_win_rate": self._so_far()["mean_online_win_rate"],
             "cumulative_regret": self.sums["regret"],
             "gradient_steps": int(self.sums["gradient_steps"]),
-            "generated_tokens": getattr(self.agent.policy, "generated_tokens", None),
+            "generated_tokens": int(self.sums["generated_tokens"]) if self.core.task.kind == "text" else None,
             "seconds": self._seconds(),
-            "time": dict(self.time) | {f"policy/{k}": v for k, v in self._policy_seconds().items()},
+            "time": self._all_seconds(),
             "ledger_sha256": sha256(self.folder.ledger),
         }
         return finite(rounded(found))

@@ -16,12 +16,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any
 
 from llm_duel_env.benchmark.heartbeat import Heartbeat, Pulse
 from llm_duel_env.benchmark.run_config import RunConfig
 from llm_duel_env.benchmark.run_folder import RunFolder, last_queries
+from llm_duel_env.benchmark.runner import check_folder
 
 THREADS = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
 """One thread per worker: torch's spinning threads collapse when workers share cores."""
@@ -76,11 +76,13 @@ def sweep(runs: Sequence[RunConfig], *, jobs: int, say: Callable[[str], None] | 
     """
     if jobs < 1:
         raise ValueError(f"jobs: expected at least 1, got {jobs}")
-    outcome = Sweep([run.folder for run in runs if RunFolder(run.folder).result.exists()])
-    waiting = deque(run for run in runs if run.folder not in outcome.finished)
+    outcome = Sweep()
+    waiting = deque(run for run in runs if not _settled(run, outcome))
     watch = _Watch(runs, outcome)
     heartbeat = Heartbeat(f"{len(runs)} runs", sum(run.budget for run in runs), watch.pulse, say=say)
     with heartbeat, _StopRequests() as stop:
+        for folder, reason in outcome.broken.items():
+            heartbeat.message(f"broken: {folder}: {reason}")
         workers = _start(min(jobs, len(waiting)))
         try:
             for worker in workers:
@@ -105,6 +107,19 @@ def sweep(runs: Sequence[RunConfig], *, jobs: int, say: Callable[[str], None] | 
                 worker.process.join()
         outcome.stopped = stop.asked
     return outcome
+
+
+def _settled(run: RunConfig, outcome: Sweep) -> bool:
+    """Whether a run is over; noted in `outcome` as finished, or as broken where it was played with other settings."""
+    folder = RunFolder(run.folder)
+    if not folder.result.exists():
+        return False
+    try:
+        check_folder(run, folder, resume=True)
+        outcome.finished.append(run.folder)
+    except ValueError as error:  # a recipe or a suite has changed since: its result is not this run's
+        outcome.broken[run.folder] = f"{error}; move the folder away, or choose another"
+    return True
 
 
 def _start(count: int) -> list[_Worker]:
@@ -214,8 +229,3 @@ class _StopRequests:
 def default_jobs() -> int:
     """Cores of this machine that we may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def folders_of(runs: Sequence[RunConfig]) -> list[Path]:
-    """Where the runs go."""
-    return [Path(run.folder) for run in runs]

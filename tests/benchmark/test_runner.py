@@ -117,6 +117,31 @@ def test_poisoned_rewards_and_metrics_change_nothing(tmp_path, monkeypatch):
     assert evals[0] == evals[1]
 
 
+def test_a_task_without_references_runs_resumes_and_beats(tmp_path, monkeypatch):
+    from llm_duel_env.tasks.synthetic import Synthetic
+
+    monkeypatch.setattr(Synthetic, "reference", lambda self, ids: None)
+    as_agent(monkeypatch, Slow)
+    told, lines = config(tmp_path / "run", overrides={}), []
+    threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(RunInterrupted):
+        run(told, say=silent)
+    result = run(told, resume=True, say=lines.append)  # its curve was read back: JSON has no NaN
+    assert "offline_win_rate" not in result["curve"]
+    assert "100/100 queries, " in lines[-1]
+
+
+def test_the_reason_why_a_run_cannot_go_on_is_not_hidden(tmp_path, monkeypatch):
+    from llm_duel_env.ledger import LedgerMismatch
+
+    told = config(tmp_path / "run", agent="uniform", overrides={})
+    run(told, say=silent)
+    Path(told.folder, "result.json").unlink()
+    Path(told.folder, "ledger.jsonl").unlink()
+    with pytest.raises(LedgerMismatch, match="bought before this state, got 0"):
+        run(told, resume=True, say=silent)
+
+
 class Silent(Uniform):
     """Asks four times and then never again."""
 
@@ -173,6 +198,15 @@ def test_the_heart_beats_while_a_run_goes_on(tmp_path, monkeypatch):
     assert len(lines) >= 4
     assert all("queries/s" in line for line in lines)
     assert lines[-1].startswith("online_dpo on duel/Synthetic-v0, seed 3: 100/100 queries, win rate 0.")
+
+
+def test_a_rate_counts_from_the_last_restart():
+    done, lines = [0], []
+    with Heartbeat("job", 1000, lambda: Pulse(done[0]), say=lines.append) as heartbeat:
+        done[0] = 900  # an earlier sitting's
+        heartbeat.restart()
+        time.sleep(0.05)
+    assert "900/1000 queries, 0.0 queries/s" in lines[-1]
 
 
 def test_the_heart_beats_during_one_long_step():

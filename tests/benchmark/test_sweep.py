@@ -33,6 +33,15 @@ def test_a_sweep_goes_on_past_what_breaks_and_can_be_repeated(tmp_path):
     assert (len(again.finished), again.broken) == (3, {})
 
 
+def test_a_finished_run_of_other_settings_is_not_taken_for_this_one(tmp_path):
+    told = config(tmp_path / "run", agent="uniform", overrides={})
+    run(told, say=silent)
+    changed = dataclasses.replace(told, budget=told.budget + 1)  # as when a suite or a recipe was edited
+    outcome = sweep([changed], jobs=1, say=silent)
+    assert outcome.finished == []
+    assert "budget: it has 100, asked for 101" in outcome.broken[told.folder]
+
+
 def test_a_worker_that_dies_takes_only_its_run_with_it(tmp_path, monkeypatch):
     # A module that Python loads at start, and that kills the process when this run's folder is made.
     site = tmp_path / "site"

@@ -98,7 +98,7 @@ class LanguageModelPolicy(Policy):
         self.feature_size = 2 * int(self.model.config.get_text_config().hidden_size)
         self._feature_statistics: Tensor | None = None
         self.generated_tokens = 0
-        """Tokens of all responses that were sampled for duels (evaluation not counted)."""
+        """Tokens of all responses that `sample` gave; greedy decoding and diagnosis are not counted."""
         self.clock = Stopwatch()
 
     def _prompt_limit(self, task: TaskView) -> int:
