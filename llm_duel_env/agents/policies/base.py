@@ -38,6 +38,16 @@ class PolicyConfig:
     temperature: float = 0.7
     """Sampling temperature for duels (paper: 0.7)."""
 
+    def __post_init__(self) -> None:
+        for name in ("passes", "batch", "microbatch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"policy.{name}: expected at least 1, got {getattr(self, name)}")
+        for name in ("learning_rate", "grad_clip", "temperature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"policy.{name}: expected a positive number, got {getattr(self, name)}")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"policy.warmup: expected a share of the budget in [0, 1), got {self.warmup}")
+
 
 @dataclass(frozen=True)
 class PairLogProbs:
@@ -91,7 +101,7 @@ class Policy(ABC):
 
     @abstractmethod
     def greedy(self, observation: Observation) -> Candidates:
-        """The deployed response to each prompt, (M, 1): greedy for text, the most probable candidate on finite tasks."""
+        """The deployed response to each prompt, (M, 1): greedy for text, the likeliest candidate on finite tasks."""
 
     @abstractmethod
     def log_prob(self, candidates: Candidates) -> Tensor:

@@ -90,8 +90,6 @@ class CandidatePolicy(Policy):
     def __init__(self, task: TaskView, config: PolicyConfig, *, seed: int) -> None:
         if task.kind != "finite":
             raise ValueError(f"a candidate policy needs a finite task, got {task.name} of kind {task.kind!r}")
-        if config.batch < 1 or config.microbatch < 1 or config.temperature <= 0:
-            raise ValueError(f"expected batch, microbatch >= 1 and temperature > 0, got {config}")
         self.config, self.seed = config, seed
         context, candidates = task.observation_space["context"].shape, task.observation_space["candidates"].shape
         assert context is not None
@@ -197,7 +195,7 @@ class CandidatePolicy(Policy):
             "grad_norm": float(np.mean(norms)),
             "learning_rate": rate,
             "gradient_steps": float(len(norms)),
-            "pairs": float(seen),
+            "pairs": float(len(preferences)),
         }
 
     def _step(self, loss: DirectOptimizer, pairs: Candidates, totals: dict[str, float]) -> float:

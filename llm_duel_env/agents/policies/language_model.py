@@ -75,8 +75,6 @@ class LanguageModelPolicy(Policy):
         if not task.model or not task.max_new_tokens:
             got = f"{task.model!r}, {task.max_new_tokens!r}"
             raise ValueError(f"task {task.name}: a language-model policy needs model and max_new_tokens, got {got}")
-        if not config.temperature > 0:
-            raise ValueError(f"temperature: expected a positive number, got {config.temperature!r}")
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.bf16 = self.device.type == "cuda" if bf16 is None else bf16
         self.task, self.config, self.seed = task, config, seed
