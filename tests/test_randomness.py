@@ -11,6 +11,13 @@ def test_a_stream_is_its_key():
     assert len(draws) == 4
 
 
+def test_a_key_and_the_same_key_padded_with_zeros_are_two_streams():
+    assert generator(0, "x").random() != generator(0, "x", 0).random()
+    assert generator(0, "x", 0).random() != generator(0, "x", 0, 0).random()
+    draws = [torch.rand((), generator=torch_generator(*key)).item() for key in [(0, "x"), (0, "x", 0), (0,), (0, 0)]]
+    assert len(set(draws)) == 4
+
+
 def test_torch_streams_differ_and_repeat():
     def draw(*key):
         return torch.rand(4, generator=torch_generator(*key))
