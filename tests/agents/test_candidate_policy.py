@@ -92,6 +92,16 @@ def test_samples_follow_log_prob_at_temperature_one(task, policy):
     assert policy.greedy(observation).responses[0, 0] == policy.log_prob(everything)[0].argmax()
 
 
+def test_a_prompts_draws_do_not_depend_on_its_batch(task, policy):
+    trained(policy, task)
+    batch = policy.sample(task.observe(np.array([9, 3, 40, 3])), 20, ("s", 1)).responses
+    alone = policy.sample(task.observe(np.array([3])), 20, ("s", 1)).responses
+    np.testing.assert_array_equal(batch[1], alone[0])
+    assert (batch[3] != batch[1]).any()  # the second visit to a prompt has draws of its own
+    fewer = policy.sample(task.observe(np.array([3])), 5, ("s", 1)).responses
+    np.testing.assert_array_equal(fewer[0], alone[0, :5])
+
+
 def test_samples_are_keyed_and_reference_samples_are_tagged(task, policy):
     trained(policy, task)
     observation = task.observe(np.arange(6))

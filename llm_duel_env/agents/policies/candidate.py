@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from llm_duel_env.agents.policies.base import DirectOptimizer, PairLogProbs, Policy, PolicyConfig, learning_rate
-from llm_duel_env.randomness import generator, torch_generator
+from llm_duel_env.randomness import generator, torch_generator, uniforms, visits
 from llm_duel_env.tasks.base import TaskView
-from llm_duel_env.types import Candidates, Metrics, Observation, Preferences, batch_size
+from llm_duel_env.types import Candidates, Metrics, Observation, Preferences
 
 HIDDEN = 64
 OUTER_LIMIT = 1024  # largest C * D for which every product x_c a_d is a feature
@@ -140,7 +140,7 @@ class CandidatePolicy(Policy):
         temperature = self.config.temperature if temperature is None else temperature
         scorer = self.reference if reference else self.scorer
         cumulative = self._log_softmax(scorer, observation, temperature).double().exp().cumsum(dim=1)
-        draws = torch.from_numpy(generator(self.seed, "sample", *key).random((batch_size(observation), n)))
+        draws = torch.from_numpy(_uniforms(self.seed, key, observation["prompt_id"], n))
         # The first candidate whose cumulative probability exceeds the draw; scaled, as the last entry is 1 only nearly.
         chosen = torch.searchsorted(cumulative, draws * cumulative[:, -1:], right=True)
         responses = chosen.clamp_max(cumulative.shape[1] - 1).numpy()
@@ -263,6 +263,13 @@ class CandidatePolicy(Policy):
             if moments:
                 self.optimizer.state[parameter] = moments
         self.reference_version = json.loads((folder / "policy.json").read_text())["reference_version"]
+
+
+def _uniforms(seed: int, key: tuple[int | str, ...], prompt_ids: np.ndarray, n: int) -> np.ndarray:
+    """(M, n) float64 in [0, 1), one stream per prompt; the second visit to a prompt in a batch has draws of its own."""
+    ids = np.asarray(prompt_ids, np.int64)
+    numbers = (ids << 32)[:, None] + visits(ids)[:, None] * n + np.arange(n)
+    return uniforms(seed, ("sample", *key), numbers)
 
 
 def _tensors(observation: Observation) -> tuple[Tensor, Tensor]:
