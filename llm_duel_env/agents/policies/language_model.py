@@ -93,7 +93,7 @@ class LanguageModelPolicy(Policy):
         with self._precision():
             self.share_prefix = works(self.encoder, tolerance=0.1 if self.bf16 else 1e-3)
         self.learner = TorchLearner(self.model, config)
-        self.feature_size = 2 * int(self.model.config.get_text_config().hidden_size)
+        self.feature_size = int(self.model.config.get_text_config().hidden_size) + 4
         self._feature_statistics: Tensor | None = None
         self.generated_tokens = 0
         """Tokens of all responses that `sample` gave; greedy decoding and diagnosis are not counted."""

@@ -7,6 +7,7 @@ logits exist at response positions only. Models that the shared prefix does not 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -50,15 +51,11 @@ def log_probs(
             if prefix is None:
                 logits = _plain(model, prompts, prompt[chunk], y, width + 1).logits[:, :-1]
             else:
-                assert prefix.logits is not None
                 logits = prefix.logits[prompt[chunk], None]
                 if width > 1:
                     logits = torch.cat([logits, _shared(model, prefix, prompt[chunk], y[:, :-1])(model).logits], dim=1)
-            picked = -torch.nn.functional.cross_entropy(
-                logits.float().flatten(0, 1), y.flatten(), reduction="none"
-            ).view_as(y)
             inside = torch.arange(width, device=y.device) < ends[chunk, None]
-            yield torch.where(inside, picked, 0.0).sum(1)
+            yield torch.where(inside, _picked(logits, y), 0.0).sum(1)
 
     return _by_chunks(score, prompts, tokens, lengths, min(TOKENS, max(LOGITS // vocabulary, 1)))
 
@@ -67,28 +64,56 @@ def log_probs(
 def features(
     model: PreTrainedModel, prompts: Prompts, tokens: Tensor, lengths: Tensor, *, share_prefix: bool = True
 ) -> Tensor:
-    """The model's last hidden states over each response: their mean beside the one at its last token.
+    """What a frozen model makes of each response: its last hidden states, and how likely it finds the response.
 
-    Takes what `log_probs` takes. Returns (M, N, 2 * hidden size) float32.
+    The mean over the response of the last hidden states, then the sum, the mean and the least of its tokens'
+    log-probabilities, then its length. A slip (a wrong name, a made-up fact) is a single unlikely token: the mean of
+    the hidden states hardly shows it, and the least log-probability does.
+
+    Takes what `log_probs` takes. Returns (M, N, hidden size + 4) float32.
     """
+    vocabulary = model.config.get_text_config().vocab_size
 
     def score(prompts: Prompts, prompt: Tensor, rows: Iterator[Tensor], ids: Tensor, ends: Tensor) -> Iterator[Tensor]:
-        prefix = prefill(model, prompts, logits=False) if share_prefix else None
-        body = model.base_model
+        prefix = prefill(model, prompts) if share_prefix else None
         for chunk in rows:
             width = int(ends[chunk].max())
             y = ids[chunk, :width]
-            if prefix is None:
-                hidden = _plain(body, prompts, prompt[chunk], y, 0).last_hidden_state[:, -width:]
-            else:
-                hidden = _shared(model, prefix, prompt[chunk], y)(body).last_hidden_state
-            hidden = hidden.float()
-            inside = torch.arange(width, device=y.device) < ends[chunk, None]
-            mean = torch.where(inside[..., None], hidden, 0.0).sum(1) / ends[chunk, None]
-            last = hidden[torch.arange(len(chunk), device=y.device), ends[chunk] - 1]
-            yield torch.cat([mean, last], dim=-1)
+            with _head_inputs(model) as states:
+                if prefix is None:
+                    logits = _plain(model, prompts, prompt[chunk], y, width + 1).logits[:, :-1]
+                    hidden = states[-1][:, 1:]
+                else:
+                    rest = _shared(model, prefix, prompt[chunk], y)(model).logits[:, :-1]
+                    logits = torch.cat([prefix.logits[prompt[chunk], None], rest], dim=1)
+                    hidden = states[-1]
+            length = ends[chunk, None]
+            inside = torch.arange(width, device=y.device) < length
+            picked = _picked(logits, y)
+            total = torch.where(inside, picked, 0.0).sum(1, keepdim=True)
+            least = torch.where(inside, picked, torch.inf).amin(1, keepdim=True)
+            mean = torch.where(inside[..., None], hidden.float(), 0.0).sum(1) / length
+            yield torch.cat([mean, total, total / length, least, length.float()], dim=-1)
 
-    return _by_chunks(score, prompts, tokens, lengths, TOKENS)
+    return _by_chunks(score, prompts, tokens, lengths, min(TOKENS, max(LOGITS // vocabulary, 1)))
+
+
+def _picked(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Log-probabilities of tokens (R, T) under logits (R, T, V): (R, T) float32."""
+    losses = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), tokens.flatten(), reduction="none")
+    return -losses.view_as(tokens)
+
+
+@contextmanager
+def _head_inputs(model: PreTrainedModel) -> Iterator[list[Tensor]]:
+    """Within the block, collects what the model's output layer is given: last hidden states, after the last norm."""
+    caught: list[Tensor] = []
+    head: Any = model.get_output_embeddings()
+    handle = head.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
+    try:
+        yield caught
+    finally:
+        handle.remove()
 
 
 def _shared(model: PreTrainedModel, prefix: Prefix, prompt: Tensor, ids: Tensor) -> Callable[[nn.Module], Any]:

@@ -43,27 +43,29 @@ class Prefix:
     """Per layer, as `keys`."""
     mask: Tensor
     """(M, P) bool, False on padding."""
-    logits: Tensor | None
-    """(M, V) of the first response token; None where only hidden states are wanted."""
+    logits: Tensor
+    """(M, V) of the first response token."""
 
     def select(self, prompts: Tensor) -> Prefix:
         """The prompts at the indices `prompts` (m,)."""
-        logits = None if self.logits is None else self.logits[prompts]
-        return Prefix([k[prompts] for k in self.keys], [v[prompts] for v in self.values], self.mask[prompts], logits)
+        keys, values = [k[prompts] for k in self.keys], [v[prompts] for v in self.values]
+        return Prefix(keys, values, self.mask[prompts], self.logits[prompts])
 
 
-def prefill(model: PreTrainedModel, prompts: Sequence[Sequence[int]], *, logits: bool = True) -> Prefix:
+def prefill(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> Prefix:
     """Runs the prompts, token ids of any lengths, through the model once; with gradient where that is enabled."""
     ids, mask = pad_left(prompts, model.device)
     positions = (mask.long().cumsum(1) - 1).clamp(min=0)
     # A sliding-window layer's own cache would drop keys: without a config every layer keeps all of them.
     cache = DynamicCache()
-    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "past_key_values": cache}
-    if logits:
-        last = model(**inputs, use_cache=True, logits_to_keep=1).logits[:, -1]
-    else:
-        model.base_model(**inputs, use_cache=True)
-        last = None
+    last = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits[:, -1]
     layers: list[Any] = cache.layers
     return Prefix([layer.keys for layer in layers], [layer.values for layer in layers], mask, last)
 

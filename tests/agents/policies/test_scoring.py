@@ -34,9 +34,11 @@ def naive(model, tokens, lengths):
             with torch.no_grad():
                 out = model(torch.cat([torch.tensor(prompt), answer])[None], output_hidden_states=True)
             table = torch.log_softmax(out.logits[0, len(prompt) - 1 : -1], -1)
-            sums[m, k] = table[torch.arange(len(answer)), answer].sum()
+            picked = table[torch.arange(len(answer)), answer]
+            sums[m, k] = picked.sum()
             hidden = out.hidden_states[-1][0, len(prompt) :]
-            states.append(torch.cat([hidden.mean(0), hidden[-1]]))
+            size = torch.tensor(float(len(answer)))
+            states.append(torch.cat([hidden.mean(0), torch.stack([picked.sum(), picked.mean(), picked.min(), size])]))
     return sums, torch.stack(states).view(*lengths.shape, -1)
 
 

@@ -98,7 +98,6 @@ class _SharedDecoder:
         self.cache = ResponseCache(len(prefix.keys), tokens)
 
     def first(self) -> Tensor:
-        assert self.rows.prefix.logits is not None
         return self.rows.prefix.logits[self.rows.prompt]
 
     def select(self, keep: Tensor) -> None:
