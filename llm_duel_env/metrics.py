@@ -13,7 +13,7 @@ from scipy.special import expit
 from llm_duel_env.oracles.base import Oracle
 from llm_duel_env.oracles.checked import checked_utility, compare
 from llm_duel_env.tasks.base import Task
-from llm_duel_env.types import Metrics, Observation, batch_size
+from llm_duel_env.types import Metrics, Observation, batch_size, rows_of
 
 Respond = Callable[[Observation], np.ndarray]
 """A deployed policy: (M,) responses to a batch observation of M prompts."""
@@ -56,6 +56,27 @@ def optimal_win_probability(
     return np.full(batch_size(prompts), np.nan) if known is None else np.asarray(known, np.float64)
 
 
+def beats_reference(task: Task, prompts: Observation, responses: np.ndarray) -> np.ndarray:
+    """P(the response beats the reference) by the task's oracle, float64 (M,); NaN where a prompt has no reference."""
+    probability = np.full(batch_size(prompts), np.nan)
+    reference = task.reference(prompts["prompt_id"])
+    if reference is None:
+        return probability
+    rows = np.flatnonzero([stored is not None for stored in reference])
+    probability[rows] = compare(task.oracle, rows_of(prompts, rows), responses[rows], reference[rows])
+    return probability
+
+
+def known_mean(values: np.ndarray) -> float:
+    """Mean of what is known; NaN where nothing is.
+
+    >>> known_mean(np.array([1.0, np.nan, 0.0]))
+    0.5
+    """
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")
+
+
 def duel_metrics(task: Task, prompts: Observation, first: np.ndarray, second: np.ndarray) -> dict[str, np.ndarray]:
     """What an evaluator may know of M duels that were shown: float64 (M,) by name.
 
@@ -66,11 +87,7 @@ def duel_metrics(task: Task, prompts: Observation, first: np.ndarray, second: np
     Raises:
         OracleError: an unusable answer.
     """
-    nan = np.full(batch_size(prompts), np.nan)
-    reference = task.reference(prompts["prompt_id"])
-    against = [nan, nan]
-    if reference is not None:
-        against = [compare(task.oracle, prompts, responses, reference) for responses in (first, second)]
+    against = [beats_reference(task, prompts, responses) for responses in (first, second)]
     best = optimum(task, prompts)
     utilities = [true_utility(task, prompts, responses) for responses in (first, second)]
     lost = [
@@ -104,10 +121,7 @@ def evaluate_prompts(task: Task, respond: Respond, prompts: int | None = None) -
     ids = task.heldout_ids[:count]
     observation = task.observe(ids)
     responses = _as_responses(task, respond(observation), count)
-    reference = task.reference(ids)
-    probability = np.full(count, np.nan)
-    if reference is not None:
-        probability = compare(task.oracle, observation, responses, reference)
+    probability = beats_reference(task, observation, responses)
     result = {
         "prompt_id": ids,
         "offline_win_rate": hard(probability),
@@ -123,6 +137,7 @@ def evaluate_prompts(task: Task, respond: Respond, prompts: int | None = None) -
 def evaluate(task: Task, respond: Respond, prompts: int | None = None) -> Metrics:
     """The means of `evaluate_prompts`, with optimum_share and simple_regret in the place of optimum.
 
+    Means are over the prompts where a value is known, so prompts without a reference count in no win rate.
     optimum_share is mean utility / mean optimum; simple_regret is mean (optimum - utility).
     """
     return summarise(evaluate_prompts(task, respond, prompts))
@@ -130,7 +145,7 @@ def evaluate(task: Task, respond: Respond, prompts: int | None = None) -> Metric
 
 def summarise(per_prompt: dict[str, np.ndarray]) -> Metrics:
     """What `evaluate` says of the arrays that `evaluate_prompts` gives, or of a resample of their rows."""
-    means = {name: float(value.mean()) for name, value in per_prompt.items() if name != "prompt_id"}
+    means = {name: known_mean(value) for name, value in per_prompt.items() if name != "prompt_id"}
     best, utility = means.pop("optimum"), means["true_utility"]
     means["optimum_share"] = utility / best if best != 0 else float("nan")
     means["simple_regret"] = best - utility

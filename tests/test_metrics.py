@@ -66,6 +66,16 @@ def test_what_is_not_known_is_nan(text_task, counting_oracle):
     assert task.oracle.calls == 0
 
 
+def test_one_missing_reference_leaves_the_others_known(text_task):
+    task = text_task()
+    task.reference = lambda ids: np.array([None if i in (1, 6) else "référence" for i in ids], object)
+    longer, shorter = np.array(["a longer one"] * 3, object), np.array(["short"] * 3, object)
+    got = duel_metrics(task, task.observe(np.array([0, 1, 2])), longer, shorter)
+    assert got["online_win_rate"].tolist() == pytest.approx([0.5, np.nan, 0.5], nan_ok=True)
+    means = evaluate(task, lambda prompts: longer)
+    assert means["offline_win_rate"] == 1.0  # over the two held-out prompts that have a reference
+
+
 def test_evaluation_on_heldout_prompts(finite_task):
     task = finite_task()
     seen = []

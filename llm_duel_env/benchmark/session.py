@@ -28,7 +28,7 @@ from llm_duel_env.benchmark.run_folder import (
     write_json,
 )
 from llm_duel_env.benchmark.statistics import bootstrap_interval
-from llm_duel_env.metrics import summarise
+from llm_duel_env.metrics import known_mean, summarise
 from llm_duel_env.types import Duels, Metrics
 
 DIAGNOSED = 128
@@ -38,6 +38,8 @@ CURVE = (
     *("simple_regret", "kl", "entropy", "length", "mean_online_win_rate", "cumulative_regret"),
 )
 """What of an evaluation goes into the result's curve, where the task knows it."""
+CURVE_POINTS = 101
+"""Evaluations in the result's curve; of more, this many are kept. The metrics file has them all."""
 
 
 class Session:
@@ -63,7 +65,8 @@ class Session:
         self.time: dict[str, float] = defaultdict(float)
         """Seconds by kind of work, over all sittings of the run."""
         self.sums: dict[str, float] = defaultdict(float)
-        """Totals over rounds: duels shown, online wins, regret, gradient steps, tokens generated for duels."""
+        """Totals over rounds: duels shown (of prompts with a reference), online wins in them, regret, gradient steps,
+        tokens generated for duels."""
         self.curve: list[dict[str, float]] = []
         self.marks = 0
         """Evaluation marks passed."""
@@ -142,8 +145,10 @@ class Session:
         with self._clock("evaluate"):
             measured = self.core.evaluate_prompts(self.agent.respond, self.prompts)
             point = summarise(measured) | self.agent.diagnose(self.diagnosed)
-        interval = bootstrap_interval(measured["offline_win_rate"], seed=self.config.seed, resamples=1000)
-        point |= {"win_low": interval.low, "win_high": interval.high}
+        wins = measured["offline_win_rate"]
+        if (known := ~np.isnan(wins)).any():
+            interval = bootstrap_interval(wins[known], seed=self.config.seed, resamples=1000)
+            point |= {"win_low": interval.low, "win_high": interval.high}
         self.curve.append({"queries": self.queries} | point | self._so_far())
         self._log("eval", point | self._so_far() | {"time/evaluate": self.time["evaluate"] - before})
 
@@ -202,10 +207,11 @@ class Session:
         found["synthetic"] = int((~np.isnan(duels.synthetic) & ~shown).sum())
         for name, values in info.items():
             if name.startswith("metrics/") and shown.any():
-                found[name.removeprefix("metrics/")] = float(np.mean(np.asarray(values)[shown]))
-        self.sums["shown"] += found["shown"]
-        for name in ("online_win_rate", "regret"):
-            self.sums[name] += float(np.sum(np.asarray(info[f"metrics/{name}"])[shown]))
+                found[name.removeprefix("metrics/")] = known_mean(np.asarray(values)[shown])
+        wins = np.asarray(info["metrics/online_win_rate"])
+        self.sums["shown"] += int((~np.isnan(wins)).sum())
+        self.sums["online_win_rate"] += float(np.nansum(wins))
+        self.sums["regret"] += float(np.sum(np.asarray(info["metrics/regret"])[shown]))
         self.sums["gradient_steps"] += learnt.get("gradient_steps", 0)
         return found | {f"agent/{name}": float(value) for name, value in learnt.items()} | self._so_far()
 
@@ -239,7 +245,7 @@ class Session:
         return getattr(self.agent.policy, "generated_tokens", 0)
 
     def _result(self) -> dict[str, Any]:
-        config, agent = self.config, type(self.agent)
+        config, agent, curve = self.config, type(self.agent), thinned(self.curve, CURVE_POINTS)
         found = {
             "agent": config.agent,
             "label": config.label or config.agent,
@@ -257,7 +263,7 @@ class Session:
             "queries": self.queries,
             "rounds": int(self.core.round),
             "status": "stalled" if self.stalled >= config.max_stalled_rounds else "finished",
-            "curve": {name: [p.get(name) for p in self.curve] for name in CURVE if _known(self.curve[-1].get(name))},
+            "curve": {name: [p.get(name) for p in curve] for name in CURVE if _known(curve[-1].get(name))},
             "online_win_rate": self._so_far()["mean_online_win_rate"],
             "cumulative_regret": self.sums["regret"],
             "gradient_steps": int(self.sums["gradient_steps"]),
@@ -267,6 +273,17 @@ class Session:
             "ledger_sha256": sha256(self.folder.ledger),
         }
         return finite(rounded(found))
+
+
+def thinned(points: list, most: int) -> list:
+    """At most `most` of `points`, evenly spread, the first and the last among them.
+
+    >>> thinned([0, 1, 2, 3, 4, 5, 6], 4)
+    [0, 2, 4, 6]
+    """
+    if len(points) <= most:
+        return points
+    return [points[i] for i in np.linspace(0, len(points) - 1, most).round().astype(int)]
 
 
 def within_budget(duels: Duels, remaining: int) -> Duels:

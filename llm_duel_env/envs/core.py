@@ -34,7 +34,7 @@ class Outcome:
     charged: np.ndarray
     """A query was paid for it."""
     reward: np.ndarray
-    """Probability of beating the reference, mean over both responses; the preference where the task has no reference;
+    """Probability of beating the reference, mean over both responses; the preference where the prompt has no reference;
     0 where abstained."""
     metrics: dict[str, np.ndarray]
     """What only an evaluator may know; NaN where unknown or abstained."""
@@ -175,8 +175,8 @@ class DuelCore:
         preference[rows] = [record["label"] for record in records]
         probability[rows] = [record["probability"] for record in records]
         spread = {name: _spread(value, shown, count) for name, value in metrics.items()}
-        has_reference = not np.isnan(spread["online_win_probability"][shown]).any()
-        reward = np.nan_to_num(spread["online_win_probability"] if has_reference else preference, nan=0.0)
+        wins = spread["online_win_probability"]
+        reward = np.nan_to_num(np.where(np.isnan(wins), preference, wins), nan=0.0)
         self.query_count += len(rows)
         self.round += 1
         self.served += count

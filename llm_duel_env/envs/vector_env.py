@@ -25,7 +25,7 @@ class DuelVectorEnv(CoreEnv, VectorEnv):
     not asked and nothing is charged. A malformed action is refused and changes nothing.
 
     Reward (M,): P(first beats the reference response) and P(second beats it), averaged; 0 where abstained. Where the
-    task has no reference response it is the preference observed.
+    prompt has no reference response it is the preference observed.
 
     An episode is a run: ``terminated`` is never True, ``truncated`` is all True when budget or rounds are spent. There
     is no autoreset. Wrappers of `gymnasium.wrappers.vector` go around the environment that `make_vec` returned.

@@ -67,7 +67,10 @@ class Task(ABC):
 
     @abstractmethod
     def reference(self, prompt_ids: np.ndarray) -> np.ndarray | None:
-        """One stored response per prompt, (M,), that win rates are measured against; None where there is none."""
+        """One stored response per prompt, (M,), that win rates are measured against.
+
+        On text an entry is None where this prompt has none; the whole is None where none of these prompts has one.
+        """
 
     def optimum(self, prompt_ids: np.ndarray) -> np.ndarray | None:
         """The true utility of the best response to each prompt, float64 (M,); None where it is not known."""

@@ -110,9 +110,8 @@ class Text(Task):
         return {"prompt": tuple(self._rows[int(i)].prompt for i in ids), "prompt_id": ids}
 
     def reference(self, prompt_ids: np.ndarray) -> np.ndarray | None:
-        """The data's or the stored responses, (M,) str; None where one of these prompts has none."""
-        found = [self._rows[int(i)].reference for i in np.asarray(prompt_ids)]
-        return None if any(text is None for text in found) else as_texts(found)
+        """The data's or the stored responses, (M,): str, None for a prompt without one; None where all are without."""
+        return some_texts([self._rows[int(i)].reference for i in np.asarray(prompt_ids)])
 
     def view(self) -> TaskView:
         """Spaces, training prompts and the supervised policy."""
@@ -134,6 +133,11 @@ def as_texts(texts: list) -> np.ndarray:
     array = np.empty(len(texts), dtype=object)
     array[:] = texts
     return array
+
+
+def some_texts(texts: list) -> np.ndarray | None:
+    """`as_texts`, in which an entry may be None; None where every one is."""
+    return None if all(text is None for text in texts) else as_texts(texts)
 
 
 def split_off(rows: list[PromptRow], count: int, source: str) -> tuple[list[PromptRow], list[PromptRow]]:

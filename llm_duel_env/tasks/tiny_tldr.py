@@ -16,7 +16,7 @@ from llm_duel_env.spaces import Utf8Text
 from llm_duel_env.tasks import tiny_language as language
 from llm_duel_env.tasks.base import Task, TaskView
 from llm_duel_env.tasks.prompt_files import json_lines
-from llm_duel_env.tasks.text import as_texts
+from llm_duel_env.tasks.text import some_texts
 from llm_duel_env.types import Observation
 
 ASSETS = Path(__file__).parents[1] / "assets" / "tiny_tldr"
@@ -89,12 +89,13 @@ class TinyTLDR(Task):
         return {"prompt": tuple(self._prompt(int(i)) for i in ids), "prompt_id": ids}
 
     def reference(self, prompt_ids: np.ndarray) -> np.ndarray | None:
-        """A stored sample of the supervised policy for each prompt, (M,) str; None where one of them has none."""
+        """A stored sample of the supervised policy for each prompt, (M,): str, or None for a prompt without one; None
+        where all are without."""
         texts = [
             self._training.get(int(i)) if i < self.train_prompts else self._heldout.get(int(i) - self.train_prompts)
             for i in np.asarray(prompt_ids)
         ]
-        return None if any(text is None for text in texts) else as_texts(texts)
+        return some_texts(texts)
 
     def optimum(self, prompt_ids: np.ndarray) -> np.ndarray:
         """The best utility that any response reaches: float64 (M,), in logits."""

@@ -30,7 +30,9 @@ def test_prompts_references_and_optimum(assets):
         language.train_prompt(0), language.train_prompt(7), language.heldout_prompt(0), language.heldout_prompt(5),
     )  # fmt: skip
     assert list(task.reference(task.heldout_ids)) == [f"reference {k}" for k in range(6)]
-    assert task.reference(ids) is None  # training prompts have no stored references here
+    # Training prompts have no stored references here.
+    assert list(task.reference(ids)) == [None, None, "reference 0", "reference 5"]
+    assert task.reference(ids[:2]) is None
     best = np.array([language.optimum(prompt)[0] for prompt in prompts], dtype=object)
     np.testing.assert_allclose(task.truth.utility(task.observe(ids), best), task.optimum(ids))
     assert (task.optimum(ids) > 0).all()
@@ -40,7 +42,8 @@ def test_training_references_are_read_where_they_are_stored(assets):
     (assets / "references_train.jsonl").write_text(json.dumps({"prompt_id": 7, "reference": "i met bob"}) + "\n")
     task = TinyTLDR(assets=str(assets))
     assert list(task.reference(np.array([7, TRAIN]))) == ["i met bob", "reference 0"]
-    assert task.reference(np.array([7, 8])) is None
+    assert list(task.reference(np.array([7, 8]))) == ["i met bob", None]
+    assert task.reference(np.array([8, 9])) is None
 
 
 def test_the_better_summary_wins_and_the_truth_does_not_follow_the_scale(assets):
