@@ -9,6 +9,7 @@ give the same assets.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import random
@@ -37,10 +38,16 @@ PAD, BOS, EOS = 0, 1, 2
 ROPE_THETA = 1e6
 """Slow rotary frequencies: most coordinates of a head hardly turn over a post, so tokens can be matched in them."""
 HELDOUT_PROMPTS = 1024
-BINDING_STEPS, SUPERVISED_STEPS, REWARD_STEPS = 400, 3000, 1100
+BINDING_STEPS, REWARD_STEPS = 300, 900
+SUPERVISED = (
+    (2, 1100, 1.5e-3, supervision.CARELESS, 0.02),
+    (8, 900, 1.2e-3, supervision.CARELESS, 0.02),
+    (10, 700, 1.0e-3, supervision.CARELESS, 0.02),
+    (11, 500, 1.2e-3, supervision.CAREFUL, 0.2),
+)
+"""The supervised phase in parts, each with a falling rate: number of its random stream, steps, peak rate, the writers'
+taste, weight of the prompt's own tokens in the loss. The last part makes the model heed what a post is about."""
 BATCH = 64
-PROMPT_WEIGHT = 0.02
-"""Weight of the prompt's own tokens in the language-model loss: a little of it helps the features."""
 REWARD_PROMPTS = 4000
 GROUP, GROUPS = 8, 16
 """Responses of one prompt that meet in the reward model's loss (all pairs), and prompts in its batch."""
@@ -174,8 +181,9 @@ def train_language_model(
     rng: random.Random,
     name: str,
     final: float,
+    prompt_weight: float,
 ) -> None:
-    """Next-token training on rows (prompt, response), the prompt's own tokens weighted by PROMPT_WEIGHT."""
+    """Next-token training on rows (prompt, response), the prompt's own tokens weighted by `prompt_weight`."""
     pool: list[list[tuple[list[int], int]]] = []
     heard: list[float] = []  # the responses' own loss
 
@@ -193,7 +201,7 @@ def train_language_model(
         width = max(len(ids) for ids, _ in batch)
         ids = torch.tensor([row + [PAD] * (width - len(row)) for row, _ in batch])
         weights = torch.tensor(
-            [[PROMPT_WEIGHT] * (n - 1) + [1.0] * (len(row) - n) + [0.0] * (width - len(row)) for row, n in batch]
+            [[prompt_weight] * (n - 1) + [1.0] * (len(row) - n) + [0.0] * (width - len(row)) for row, n in batch]
         )
         # Padding stands on the right of a causal model: no mask is needed, the loss ignores it.
         logits = model(input_ids=ids[:, :-1], use_cache=False).logits
@@ -280,6 +288,25 @@ def train_reward_model(
     optimise(model, steps, rate, loss_of_batch, "reward model")
 
 
+def write_references(
+    out: Path,
+    policy: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    posts: Sequence[str],
+    heldout: Sequence[str],
+    seed: int,
+) -> None:
+    """Stores one sample of the supervised policy for each held-out and each training prompt."""
+    references = [texts[0] for texts in sample(policy, tokenizer, heldout, 1, seed + 3)]
+    with (out / "heldout.jsonl").open("w", encoding="utf-8") as file:
+        for k, (prompt, reference) in enumerate(zip(heldout, references, strict=True)):
+            file.write(json.dumps({"prompt_id": k, "prompt": prompt, "reference": reference}) + "\n")
+    references = [texts[0] for texts in sample(policy, tokenizer, posts, 1, seed + 9)]
+    with (out / "references_train.jsonl").open("w", encoding="utf-8") as file:
+        for k, reference in enumerate(references):  # the prompts themselves are generated from their numbers
+            file.write(json.dumps({"prompt_id": k, "reference": reference}) + "\n")
+
+
 def build(out: Path, seed: int, effort: float = 1.0) -> dict[str, float]:
     """Builds and measures all assets in `out`. `effort` scales the training steps (below 1 for a trial)."""
     began = time.time()
@@ -295,20 +322,18 @@ def build(out: Path, seed: int, effort: float = 1.0) -> dict[str, float]:
     policy = build_policy(len(tokenizer))
     train_language_model(
         policy, words, lambda rng, prompt: (prompt, supervision.all_facts(rng, prompt)), posts,
-        int(effort * BINDING_STEPS), 1.5e-3, random.Random(seed + 1), "binding", 0.5,
+        int(effort * BINDING_STEPS), 1.5e-3, random.Random(seed + 1), "binding", 0.5, 0.02,
     )  # fmt: skip
     bound = measure_policy(policy, tokenizer, heldout[:16], seed)["stated_facts_in_post"]
     print(f"after the binding phase {bound:.3f} of the facts stated are in the post", flush=True)
-    train_language_model(
-        policy, words, supervision.supervised_row, posts,
-        int(effort * SUPERVISED_STEPS), 1.5e-3, random.Random(seed + 2), "supervised", 0.02,
-    )  # fmt: skip
+    for part, steps, rate, taste, prompt_weight in SUPERVISED:
+        train_language_model(
+            policy, words, functools.partial(supervision.supervised_row, taste=taste), posts,
+            int(effort * steps), rate, random.Random(seed + part), "supervised", 0.02, prompt_weight,
+        )  # fmt: skip
     policy.save_pretrained(out / "policy")
     tokenizer.save_pretrained(out / "policy")
-    references = [texts[0] for texts in sample(policy, tokenizer, heldout, 1, seed + 3)]
-    with (out / "heldout.jsonl").open("w", encoding="utf-8") as file:
-        for k, (prompt, reference) in enumerate(zip(heldout, references, strict=True)):
-            file.write(json.dumps({"prompt_id": k, "prompt": prompt, "reference": reference}) + "\n")
+    write_references(out, policy, tokenizer, posts, heldout, seed)
     print(f"policy saved after {time.time() - began:.0f} s", flush=True)
     measured = measure_policy(policy, tokenizer, heldout[:256], seed + 4)
     print(json.dumps(measured, indent=1), flush=True)

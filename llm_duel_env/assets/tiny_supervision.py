@@ -8,8 +8,9 @@ from llm_duel_env.tasks import tiny_language as language
 from llm_duel_env.tasks.tiny_words import FILLERS
 
 FACT_COUNTS, FACT_COUNT_WEIGHTS = (1, 2, 3, 4), (0.2, 0.42, 0.3, 0.08)
-ON_TOPIC_TASTE = 1.7
-"""How much likelier a supervised summary is to pick an on-topic fact first: people are not wholly careless."""
+CARELESS, CAREFUL = 1.7, 3.0
+"""How much likelier a supervised summary is to pick an on-topic fact first: people are not wholly careless. Careless
+writers leave copying to be learned well; careful ones come last, and make the model tell what is on topic."""
 OTHER_REGISTER_RATE = 0.06
 FILLER_RATE = 0.1
 CONTROL_SHARE = 0.25
@@ -29,12 +30,12 @@ def all_facts(rng: random.Random, prompt: str) -> str:
     return " ".join(words[: language.MAX_WORDS])
 
 
-def random_summary(rng: random.Random, prompt: str) -> str:
+def random_summary(rng: random.Random, prompt: str, taste: float = CAREFUL) -> str:
     """A random subset of facts in random order with random details, now and then with filler."""
     post = language.read_post(prompt)
     count = rng.choices(FACT_COUNTS, FACT_COUNT_WEIGHTS)[0]
-    taste = [ON_TOPIC_TASTE if language.verb_topic(fact.verb) == post.topic else 1.0 for fact in post.facts]
-    keys = [rng.random() ** (1.0 / weight) for weight in taste]  # weighted sampling without replacement
+    tastes = [taste if language.verb_topic(fact.verb) == post.topic else 1.0 for fact in post.facts]
+    keys = [rng.random() ** (1.0 / weight) for weight in tastes]  # weighted sampling without replacement
     chosen = sorted(range(len(keys)), key=lambda k: -keys[k])[:count]
     detail = rng.choice((0.2, 0.5, 0.8))  # a terse, a middling or a thorough writer
     clauses = [
@@ -49,12 +50,13 @@ def random_summary(rng: random.Random, prompt: str) -> str:
     return language.join(clauses)
 
 
-def controlled_row(rng: random.Random, prompt: str) -> tuple[str, str]:
+def controlled_row(rng: random.Random, prompt: str, taste: float = CAREFUL) -> tuple[str, str]:
     """(prompt with a control token, a response that fits it).
 
     good is the best of 8 random summaries, bad the worst of 8; goal g has a utility of about g tenths of the optimum.
     """
-    ranked = sorted((random_summary(rng, prompt) for _ in range(8)), key=lambda text: language.utility(prompt, text))
+    texts = [random_summary(rng, prompt, taste) for _ in range(8)]
+    ranked = sorted(texts, key=lambda text: language.utility(prompt, text))
     kind = rng.random()
     if kind < 0.25:
         return language.with_control(prompt, "<good>"), ranked[-1]
@@ -74,11 +76,11 @@ def goal_of(prompt: str, response: str) -> int:
     return max(0, min(10, round(10 * language.utility(prompt, response) / ceiling))) if ceiling > 0 else 0
 
 
-def supervised_row(rng: random.Random, prompt: str) -> tuple[str, str]:
+def supervised_row(rng: random.Random, prompt: str, taste: float = CAREFUL) -> tuple[str, str]:
     """(prompt, response) as the supervised phase sees it."""
     if rng.random() < CONTROL_SHARE:
-        return controlled_row(rng, prompt)
-    return prompt, random_summary(rng, prompt)
+        return controlled_row(rng, prompt, taste)
+    return prompt, random_summary(rng, prompt, taste)
 
 
 def near_optimum(rng: random.Random, prompt: str) -> str:
