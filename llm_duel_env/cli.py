@@ -142,7 +142,7 @@ def carry_out(told: Any) -> int:
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return 130
-    except (OracleError, LedgerError) as error:
+    except (OracleError, LedgerError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except (ValueError, FileNotFoundError, MissingExtraError) as error:

@@ -143,6 +143,16 @@ def test_it_learns_a_linear_utility_and_reports_accuracy_before_training():
     assert last["std"] > 0
 
 
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change():
+    ensemble = model(replace(SMALL, start=1))
+    before = {name: value.detach().clone() for name, value in ensemble.weights.items()}
+    features = torch.zeros(4, 2, ensemble.weights["w1"].shape[0])
+    features[0, 0, 0] = torch.nan
+    with pytest.raises(FloatingPointError, match=r"reward model's loss is nan.*Lower reward_model\.learning_rate"):
+        ensemble.update(features, ("round", 0))
+    assert all(torch.equal(value, before[name]) for name, value in ensemble.weights.items())
+
+
 def test_the_anchor_holds_members_near_their_starts():
     distance = []
     for anchor in (0.0, 0.05, 0.5, 5.0):

@@ -144,6 +144,12 @@ class EnsembleRewardModel:
 
     def _step(self, pairs: Tensor) -> Tensor:
         objective = self.objective(pairs.to(self.device), self.buffer.added)
+        if not torch.isfinite(objective).all():
+            raise FloatingPointError(
+                f"the reward model's loss is {float(objective.detach().mean())} at step {self.steps}; its weights were "
+                f"left as they were. Lower reward_model.learning_rate (now {self.config.learning_rate}), or look for "
+                "features of the encoder that are not finite"
+            )
         self.optimizer.zero_grad(set_to_none=True)
         objective.sum().backward()  # a sum: each member follows its own objective, as if it were alone
         self.optimizer.step()
