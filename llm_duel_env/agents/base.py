@@ -102,10 +102,10 @@ def config_from(config_class: type, overrides: dict) -> AgentConfig:
     nested: dict = {}
     for name, value in overrides.items():
         head, _, rest = name.partition(".")
-        if rest or isinstance(value, dict):
-            nested.setdefault(head, {}).update({rest: value} if rest else value)
-        else:
+        if not rest and not isinstance(value, dict):
             nested[head] = value
+        elif isinstance(nested.setdefault(head, {}), dict):
+            nested[head].update({rest: value} if rest else value)
     known = {f.name: f for f in dataclasses.fields(config_class)}
     defaults = config_class()
     values: dict[str, Any] = {}
@@ -114,6 +114,8 @@ def config_from(config_class: type, overrides: dict) -> AgentConfig:
             raise ValueError(f"{config_class.__name__} has no field {name!r}; it has {sorted(known)}")
         default = getattr(defaults, name)
         if dataclasses.is_dataclass(default):
+            if not isinstance(value, dict):
+                raise ValueError(f"{config_class.__name__}.{name}: expected settings by name, got {value!r}")
             values[name] = config_from(type(default), value)
         else:
             values[name] = _coerce(f"{config_class.__name__}.{name}", value, default)

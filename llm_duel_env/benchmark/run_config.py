@@ -37,7 +37,8 @@ class RunConfig:
     label: str = ""
     """Name in tables; the agent's where empty."""
     eval_every: float = 0.02
-    """Share of the budget between evaluations."""
+    """Share of the budget between evaluations, 0.002 to 1. The result keeps at most 101 of them, evenly spread; the
+    metrics file keeps all."""
     eval_prompts: int = 512
     """Held-out prompts per evaluation; all of them where there are fewer."""
     checkpoint_every: float = 60.0
@@ -53,8 +54,8 @@ class RunConfig:
                 raise ValueError(f"{name}: expected a whole number of at least 1, got {getattr(self, name)!r}")
         if not isinstance(self.seed, int) or self.seed < 0:
             raise ValueError(f"seed: expected a whole number of at least 0, got {self.seed!r}")
-        if not 0.02 <= self.eval_every <= 1:
-            raise ValueError(f"eval_every: expected a share of the budget in [0.02, 1], got {self.eval_every!r}")
+        if not 0.002 <= self.eval_every <= 1:
+            raise ValueError(f"eval_every: expected a share of the budget in [0.002, 1], got {self.eval_every!r}")
         for name in ("checkpoint_every", "heartbeat"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected seconds > 0, got {getattr(self, name)!r}")

@@ -46,7 +46,16 @@ def test_the_budget_is_spent_exactly_and_the_files_are_there(tmp_path):
     assert all(mark >= 10.1 * i for i, mark in enumerate(marks))
 
 
-def test_the_finest_curve_fits_ten_kilobytes(tmp_path):
+def test_a_long_curve_is_thinned_evenly_in_the_result_and_kept_in_the_metrics(tmp_path):
+    told = config(tmp_path / "run", agent="uniform", overrides={}, budget=250, batch=1, eval_every=0.004)
+    kept = run(told, say=silent)["curve"]["queries"]
+    assert len(kept) == 101
+    assert (kept[0], kept[-1]) == (0, 250)
+    assert set(np.diff(kept)) <= {2, 3}
+    assert sum(line["kind"] == "eval" for line in untimed(told.folder)) == 251
+
+
+def test_fifty_one_points_fit_ten_kilobytes(tmp_path):
     told = config(tmp_path / "run", budget=100, batch=1, eval_every=0.02)
     result = run(told, say=silent)
     assert len(result["curve"]["queries"]) == 51
@@ -242,6 +251,8 @@ def test_what_cannot_run_leaves_nothing_behind(tmp_path, monkeypatch):
         ({"agent": "see"}, "Did you mean 'sea'"),
         ({"env": "duel/Syntetic-v0"}, "Did you mean 'duel/Synthetic-v0'"),
         ({"overrides": {"policy.learning_rat": 1}}, "no field 'learning_rat'"),
+        ({"overrides": {"policy": 3}}, "OnlineDPOConfig.policy: expected settings by name, got 3"),
+        ({"overrides": {"policy": 3, "policy.batch": 4}}, "OnlineDPOConfig.policy: expected settings by name, got 3"),
         ({"env_kwargs": {"colour": 1}}, "colour"),
         ({"env_kwargs": {**WORLD, "flip_rate": 7.0}}, "flip_rate"),
     ]:
