@@ -277,13 +277,19 @@ def _sweep(runs: list[RunConfig], jobs: int | None, then: str) -> int:
 def _leaderboard(told: Leaderboard) -> int:
     from rich.console import Console
 
-    from llm_duel_env.benchmark.leaderboard import find_results, tables
+    from llm_duel_env.benchmark.leaderboard import find_results, has_win_rate, tables
     from llm_duel_env.benchmark.report import plots, table
 
     if not told.runs:
         raise ValueError("leaderboard: expected at least one folder of runs")
     results, unfinished = find_results(told.runs)
+    skipped = [result for result in results if not has_win_rate(result)]
+    if skipped:
+        where = f"{len(skipped)} runs know no offline win rate and are left out, e.g. {skipped[0]['folder']}"
+        print(where, file=sys.stderr)
     made = tables(results)
+    if not made:
+        raise ValueError("leaderboard: no run knows an offline win rate: their tasks have no reference responses")
     console = Console()
     if not console.is_terminal:
         console = Console(width=180)  # a file or a pipe does not wrap

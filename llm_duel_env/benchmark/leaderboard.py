@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ class Row:
     """Final offline win rate."""
     win_interval: tuple[float, float] | None
     """95% bootstrap interval of `win_rate`."""
+    iqm: float
+    """Interquartile mean over seeds of the final offline win rate: what a few lucky or broken seeds cannot move."""
     interval_over: str | None
     """What that interval resamples: "seeds", or, for a single seed, "prompts"."""
     area: float
@@ -56,6 +58,7 @@ class Row:
     utility: float | None
     kl: float | None
     length: float | None
+    gradient_steps: float | None
     seconds: float
 
 
@@ -68,6 +71,10 @@ class Table:
     kind: str
     budget: int
     feedback: str
+    batch: int
+    """Prompts per round."""
+    eval_prompts: int
+    """Held-out prompts that win rates are measured on."""
     asks: tuple[str, ...]
     """What these agents are told beyond duels; agents that are told more stand in a table of their own."""
     target: float | None
@@ -81,7 +88,7 @@ class Table:
         """Environment, its settings and the budget."""
         told = f" {json.dumps(self.env_kwargs, sort_keys=True)}" if self.env_kwargs else ""
         asks = f", agents that are told {', '.join(self.asks)}" if self.asks else ""
-        return f"{self.env}{told}, {self.budget} queries, {self.feedback} feedback{asks}"
+        return f"{self.env}{told}, {self.budget} queries in rounds of {self.batch}, {self.feedback} feedback{asks}"
 
     @property
     def enough_seeds(self) -> bool:
@@ -113,13 +120,15 @@ def find_results(paths: Iterable[str | Path]) -> tuple[list[Result], list[Path]]
 
 
 def tables(results: Sequence[Result]) -> list[Table]:
-    """One table per environment, settings, budget and feedback, agents by falling offline win rate.
+    """One table per environment, settings, budget, feedback, batch and evaluation, agents by falling offline win rate.
+
+    Results without an offline win rate (`has_win_rate`) cannot be compared and are left out.
 
     Raises:
         ValueError: two runs of the same label and seed, with their folders.
     """
     groups: dict[str, list[Result]] = defaultdict(list)
-    for result in results:
+    for result in filter(has_win_rate, results):
         groups[json.dumps([_group(result)], sort_keys=True)].append(result)
     return [_table(group) for _, group in sorted(groups.items())]
 
@@ -132,6 +141,11 @@ def curve(result: Result, name: str = "offline_win_rate") -> Curve | None:
     return np.asarray(result["curve"]["queries"], float), np.asarray(values, float)
 
 
+def has_win_rate(result: Result) -> bool:
+    """Whether a run knows its offline win rate; on a task without reference responses none does."""
+    return curve(result) is not None
+
+
 def last(result: Result, name: str) -> float | None:
     """The value at the last evaluation of a run."""
     values = result["curve"].get(name)
@@ -140,7 +154,8 @@ def last(result: Result, name: str) -> float | None:
 
 def _group(result: Result) -> dict[str, Any]:
     asks = sorted(set(result["needs"]) & {"scores", "ranking"})
-    return {"asks": asks} | {name: result[name] for name in ("env", "env_kwargs", "kind", "budget", "feedback")}
+    names = ("env", "env_kwargs", "kind", "budget", "feedback", "batch", "eval_prompts")
+    return {"asks": asks} | {name: result[name] for name in names}
 
 
 def _table(group: Sequence[Result]) -> Table:
@@ -215,6 +230,7 @@ def _row(label: str, by_seed: dict[int, Result], baseline: dict[int, Result] | N
         stalled=sum(result["status"] == "stalled" for result in results),
         win_rate=float(np.mean(list(wins.values()))),
         win_interval=interval,
+        iqm=statistics.iqm(list(wins.values())),
         interval_over=over,
         area=float(np.mean([statistics.area_under(*_win_curve(r)) for r in results])),
         rank=None,
@@ -229,6 +245,7 @@ def _row(label: str, by_seed: dict[int, Result], baseline: dict[int, Result] | N
         utility=_mean([last(result, "true_utility") for result in results]),
         kl=_mean([last(result, "kl") for result in results]),
         length=_mean([last(result, "length") for result in results]),
+        gradient_steps=_mean([result.get("gradient_steps") for result in results]),
         seconds=float(np.mean([result["seconds"] for result in results])),
     )
 
@@ -251,8 +268,7 @@ def _ranked(table: Table) -> Table:
     if not set.intersection(*(set(by_seed) for by_seed in scores.values())):
         return table
     places = statistics.ranks(scores)
-    rows = [Row(**{**row.__dict__, "rank": places.get(row.label)}) for row in table.rows]
-    return Table(**{**table.__dict__, "rows": rows})
+    return replace(table, rows=[replace(row, rank=places.get(row.label)) for row in table.rows])
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

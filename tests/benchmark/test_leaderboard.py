@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from llm_duel_env import cli
 from llm_duel_env.benchmark import leaderboard
 from llm_duel_env.benchmark.report import plots, table
 
@@ -21,6 +22,7 @@ def result(agent, seed, wins, **changes):
         **{"agent": agent, "label": agent, "provenance": "paper", "needs": [], "env": "duel/Synthetic-v0"},
         **{"kind": "finite", "env_kwargs": {}, "feedback": "bernoulli", "overrides": {}, "seed": seed, "budget": 100},
         **{"status": "finished", "curve": curve, "online_win_rate": 0.6, "cumulative_regret": 4.0, "seconds": 2.0},
+        **{"batch": 8, "eval_prompts": 24, "gradient_steps": 12},
         **changes,
     }
 
@@ -43,6 +45,7 @@ def test_rows_hold_what_the_curves_say():
     assert (sea.ratio_bound, uniform.ratio_bound) == ("", ">")
     assert dpo.ratio is None
     assert sea.win_rate == pytest.approx(0.92)
+    assert sea.gradient_steps == 12
     # Two seeds: too few for an interval over seeds or a rank.
     assert (sea.win_interval, sea.rank, sea.difference) == (None, None, None)
 
@@ -58,6 +61,8 @@ def test_ten_seeds_on_finite_tasks_give_intervals_and_ranks():
     assert (rows["sea"].rank.estimate, rows["online_dpo"].rank.estimate) == (1.0, 2.0)
     assert rows["guess"].rank is None  # rebuilt from notes: not ranked as the paper's
     assert rows["sea"].improvement == 1.0
+    finals = sorted(run["curve"]["offline_win_rate"][-1] for run in runs[:10])
+    assert rows["online_dpo"].iqm == pytest.approx(np.mean(finals[2:8]))
     assert rows["sea"].difference.low > 0.1
     assert "guess*" in table.markdown([found])
 
@@ -67,14 +72,33 @@ def test_one_seed_gets_the_interval_over_prompts_and_says_so():
     assert found.rows[0].win_interval == pytest.approx((0.90, 0.94))
     assert any("over held-out prompts, not over seeds" in note for note in table.notes(found))
     assert any("no ranks" in note for note in table.notes(found))
+    (text,) = leaderboard.tables([result("online_dpo", 0, SLOW, kind="text")])
+    assert any("KL and tokens are of samples of the policy at temperature 1" in note for note in table.notes(text))
+    headings, (cells,) = table.cells(text)
+    assert cells[headings.index("gradient steps")] == "12"
 
 
 def test_budgets_settings_and_richer_feedback_are_kept_apart():
     runs = [result("sea", 0, FAST), result("sea", 0, FAST, budget=200)]
     runs += [result("sea", 0, FAST, env_kwargs={"flip_rate": 0.1}), result("xpo", 0, FAST, needs=["scores"])]
-    assert len(leaderboard.tables(runs)) == 4
+    runs += [result("sea", 0, FAST, batch=16), result("sea", 0, FAST, eval_prompts=12)]
+    assert len(leaderboard.tables(runs)) == 6
     with pytest.raises(ValueError, match="twice"):
         leaderboard.tables([result("sea", 0, FAST, folder="a"), result("sea", 0, FAST, folder="b")])
+
+
+def test_runs_without_a_win_rate_are_left_out(tmp_path, capsys):
+    blind = result("sea", 0, FAST)
+    del blind["curve"]["offline_win_rate"]
+    (found,) = leaderboard.tables([result("online_dpo", 0, SLOW), blind])
+    assert [row.label for row in found.rows] == ["online_dpo"]
+    for number, told in enumerate([result("online_dpo", 0, SLOW), blind]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "result.json").write_text(json.dumps(told))
+    assert cli.carry_out(cli.Leaderboard((tmp_path,))) == 0
+    assert f"1 runs know no offline win rate and are left out, e.g. {tmp_path / '1'}" in capsys.readouterr().err
+    assert cli.carry_out(cli.Leaderboard((tmp_path / "1",))) == 2
 
 
 def test_settings_tell_runs_of_one_agent_apart():
@@ -111,6 +135,7 @@ def test_results_are_found_and_everything_is_written(tmp_path):
     assert float(rows[0]["ratio"]) == pytest.approx(1 / 3, abs=1e-5)
     content = json.loads((tmp_path / "out" / "leaderboard.json").read_text())
     assert content[0]["rows"][0]["queries_to_target"] == 25.0
+    assert content[0]["rows"][0]["iqm"] == pytest.approx(0.92)
     console = Console(width=180, record=True, file=(tmp_path / "screen").open("w"))
     table.show(made[0], console)
     shown = console.export_text()

@@ -27,6 +27,7 @@ HEADINGS = (
     "utility",
     "KL (nats)",
     "tokens",
+    "gradient steps",
     "seconds",
     "seeds",
     "rank",
@@ -42,7 +43,15 @@ def cells(table: Table) -> tuple[list[str], list[list[str]]]:
 
 def notes(table: Table) -> list[str]:
     """What a reader must know to read the table."""
-    told = [f"Budget {table.budget} oracle queries, {table.feedback} feedback. Sorted by final offline win rate."]
+    told = [
+        f"Budget {table.budget} oracle queries, {table.batch} prompts per round, {table.feedback} feedback. Sorted by "
+        f"final offline win rate, on {table.eval_prompts} held-out prompts."
+    ]
+    if any(row.kl is not None or row.length is not None for row in table.rows) and table.kind == "text":
+        told.append(
+            "Offline win rate and utility are of the deployed responses (greedy, unless the agent says otherwise); KL "
+            "and tokens are of samples of the policy at temperature 1."
+        )
     if table.target is not None:
         share = f"{SHARE_OF_GAIN:.0%} of {BASELINE}'s gain"
         told.append(
@@ -104,8 +113,9 @@ def write(tables: list[Table], folder: Path) -> list[Path]:
     paths = [folder / f"leaderboard.{ending}" for ending in ("md", "csv", "json")]
     paths[0].write_text(markdown(tables))
     paths[1].write_text(csv_text(tables))
+    names = ("env", "env_kwargs", "kind", "budget", "feedback", "batch", "eval_prompts", "asks", "target")
     content = [
-        {name: getattr(table, name) for name in ("env", "env_kwargs", "kind", "budget", "feedback", "asks", "target")}
+        {name: getattr(table, name) for name in names}
         | {"rows": [rounded(dataclasses.asdict(row)) for row in table.rows], "notes": notes(table)}
         for table in tables
     ]
@@ -129,6 +139,7 @@ def _cells(row: Row) -> list[str]:
         _number(row.utility, ".3f"),
         _number(row.kl, ".2f"),
         _number(row.length, ".1f"),
+        _number(row.gradient_steps, ".0f"),
         _number(row.seconds, ".1f"),
         str(row.seeds),
         _rank(row.rank),
