@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from llm_duel_env.benchmark.heartbeat import Heartbeat, Pulse
-from llm_duel_env.benchmark.run_config import RunConfig
+from llm_duel_env.benchmark.run_config import RunConfig, fingerprint_of
 from llm_duel_env.benchmark.run_folder import RunFolder, last_queries
 from llm_duel_env.benchmark.runner import check_folder
 
@@ -77,7 +77,8 @@ def sweep(runs: Sequence[RunConfig], *, jobs: int, say: Callable[[str], None] | 
     if jobs < 1:
         raise ValueError(f"jobs: expected at least 1, got {jobs}")
     outcome = Sweep()
-    waiting = deque(run for run in runs if not _settled(run, outcome))
+    made_of: dict[str, str] = {}
+    waiting = deque(run for run in runs if not _settled(run, outcome, made_of))
     watch = _Watch(runs, outcome)
     heartbeat = Heartbeat(f"{len(runs)} runs", sum(run.budget for run in runs), watch.pulse, say=say)
     with heartbeat, _StopRequests() as stop:
@@ -90,7 +91,7 @@ def sweep(runs: Sequence[RunConfig], *, jobs: int, say: Callable[[str], None] | 
             while busy := [worker for worker in workers if worker.run]:
                 ready = wait([worker.connection for worker in busy], timeout=1.0)
                 for worker in [w for w in busy if w.connection in ready]:
-                    _note(worker, outcome, heartbeat)
+                    _note(worker, outcome, heartbeat, asked=stop.asked)
                     if stop.asked or not waiting:
                         continue
                     if not worker.process.is_alive():
@@ -109,15 +110,20 @@ def sweep(runs: Sequence[RunConfig], *, jobs: int, say: Callable[[str], None] | 
     return outcome
 
 
-def _settled(run: RunConfig, outcome: Sweep) -> bool:
-    """Whether a run is over; noted in `outcome` as finished, or as broken where it was played with other settings."""
+def _settled(run: RunConfig, outcome: Sweep, made_of: dict[str, str]) -> bool:
+    """Whether a run is over; noted in `outcome` as finished, or as broken where it was played with other settings or on
+    other weights. `made_of` remembers the tasks' fingerprints."""
     folder = RunFolder(run.folder)
     if not folder.result.exists():
         return False
     try:
         check_folder(run, folder, resume=True)
+        task = json.dumps([run.env, run.env_kwargs], sort_keys=True)
+        if task not in made_of:
+            made_of[task] = fingerprint_of(run.env, run.env_kwargs)
+        folder.check_fingerprint(made_of[task])
         outcome.finished.append(run.folder)
-    except ValueError as error:  # a recipe or a suite has changed since: its result is not this run's
+    except ValueError as error:  # a recipe, a suite or a model has changed since: its result is not this run's
         outcome.broken[run.folder] = f"{error}; move the folder away, or choose another"
     return True
 
@@ -135,13 +141,19 @@ def _start(count: int) -> list[_Worker]:
                 os.environ[name] = value
 
 
-def _note(worker: _Worker, outcome: Sweep, heartbeat: Heartbeat) -> None:
+def _note(worker: _Worker, outcome: Sweep, heartbeat: Heartbeat, *, asked: bool) -> None:
+    """Takes a worker's answer; `asked` says whether the sweep was told to stop, which explains a stopped run."""
     assert worker.run is not None
     folder, said = worker.run.folder, worker.answer()
     worker.run = None
+    if said == "stopped":
+        worker.process.join()  # it leaves after this answer, and must not be given another run
+        said = "its worker was stopped from outside; its state is saved, and the same command goes on with it"
+        if asked:
+            return
     if not said:
         outcome.finished.append(folder)
-    elif said != "stopped":
+    else:
         outcome.broken[folder] = said
         heartbeat.message(f"broken: {folder}: {said}")
 

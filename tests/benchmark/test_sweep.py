@@ -2,8 +2,12 @@
 
 import dataclasses
 import json
+import multiprocessing
+import threading
+import time
 from pathlib import Path
 
+import pytest
 from benchmark_helpers import config, silent, untimed
 
 from llm_duel_env.benchmark.runner import run
@@ -42,6 +46,22 @@ def test_a_finished_run_of_other_settings_is_not_taken_for_this_one(tmp_path):
     assert "budget: it has 100, asked for 101" in outcome.broken[told.folder]
 
 
+def test_a_run_on_other_weights_is_neither_resumed_nor_taken_for_finished(tmp_path, monkeypatch):
+    from llm_duel_env.tasks.synthetic import Synthetic
+
+    told = config(tmp_path / "run", agent="uniform", overrides={})
+    result = run(told, say=silent)
+    header = json.loads(Path(told.folder, "ledger.jsonl").read_text().splitlines()[0])["header"]
+    versions = json.loads(Path(told.folder, "versions.json").read_text())
+    assert result["fingerprint"] == header["fingerprint"] == versions["fingerprint"]
+    assert sweep([told], jobs=1, say=silent).finished == [told.folder]
+    monkeypatch.setattr(Synthetic, "fingerprint", lambda self: "f" * 64)
+    assert "stored responses have changed since" in sweep([told], jobs=1, say=silent).broken[told.folder]
+    Path(told.folder, "result.json").unlink()
+    with pytest.raises(ValueError, match="now ffffffffffff"):
+        run(told, resume=True, say=silent)
+
+
 def test_a_worker_that_dies_takes_only_its_run_with_it(tmp_path, monkeypatch):
     # A module that Python loads at start, and that kills the process when this run's folder is made.
     site = tmp_path / "site"
@@ -60,3 +80,23 @@ def test_a_worker_that_dies_takes_only_its_run_with_it(tmp_path, monkeypatch):
     assert outcome.finished == [runs[1].folder]
     assert "died (exit code -9)" in outcome.broken[runs[0].folder]
     assert json.loads(Path(runs[1].folder, "result.json").read_text())["queries"] == 100
+
+
+def test_a_worker_stopped_from_outside_is_said_and_the_rest_goes_on(tmp_path):
+    long = config(tmp_path / "long", agent="uniform", overrides={}, budget=1_000_000, batch=2, eval_every=1.0)
+    short = config(tmp_path / "short", agent="uniform", overrides={})
+
+    def stop_the_worker():
+        metrics, deadline = Path(long.folder, "metrics.jsonl"), time.monotonic() + 60
+        while not (metrics.exists() and metrics.stat().st_size > 2000) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        multiprocessing.active_children()[0].terminate()
+
+    thread = threading.Thread(target=stop_the_worker)
+    thread.start()
+    outcome = sweep([long, short], jobs=1, say=silent)
+    thread.join()
+    assert "stopped from outside" in outcome.broken[long.folder]
+    assert outcome.finished == [short.folder]
+    assert not outcome.stopped
+    assert Path(long.folder, "checkpoint", "state.json").exists()
