@@ -24,6 +24,7 @@ An agent shows two responses to a prompt, an oracle says which is better, and ev
   llm-duel run --resume runs/...                  goes on with an interrupted run, exactly
   llm-duel bench demo --jobs 2                    all runs of a suite; the same command goes on with it
   llm-duel leaderboard runs/demo --out report     tables and figures from finished runs
+  llm-duel export runs/... --out pairs.jsonl      the labels bought: prompt, chosen, rejected
 """
 
 
@@ -94,6 +95,19 @@ class Leaderboard:
 
 
 @dataclass
+class Export:
+    """The labels that a run bought, as a preference data set: JSON lines of prompt, chosen and rejected; ties left out.
+
+    Example: llm-duel export runs/TinyTLDR-v0/sea/seed-3 --out preferences.jsonl
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    out: Path
+    """File to write."""
+
+
+@dataclass
 class List:
     """What there is: agents, environments, direct optimizers (losses), suites.
 
@@ -117,7 +131,7 @@ class Demo:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point. Exit codes: 0 done, 1 a run broke, 2 the command cannot be carried out as given, 130 interrupted."""
     told = tyro.cli(
-        Run | Bench | Leaderboard | List | Demo,  # type: ignore[arg-type]
+        Run | Bench | Leaderboard | Export | List | Demo,  # type: ignore[arg-type]
         prog="llm-duel",
         description=DESCRIPTION,
         args=arguments,
@@ -133,7 +147,9 @@ def carry_out(told: Any) -> int:
     from llm_duel_env.ledger import LedgerError
     from llm_duel_env.oracles.base import OracleError
 
-    verbs: dict[type, Any] = {Run: _run, Bench: _bench, Leaderboard: _leaderboard, List: _list, Demo: _demo}
+    verbs: dict[type, Any] = {
+        Run: _run, Bench: _bench, Leaderboard: _leaderboard, Export: _export, List: _list, Demo: _demo,
+    }  # fmt: skip
     try:
         return verbs[type(told)](told)
     except RunInterrupted as stop:
@@ -301,6 +317,19 @@ def _leaderboard(told: Leaderboard) -> int:
     if told.out is not None:
         for path in [*table.write(made, told.out), *plots.write(made, told.out)]:
             print(path)
+    return 0
+
+
+def _export(told: Export) -> int:
+    from llm_duel_env.benchmark.run_folder import RunFolder
+    from llm_duel_env.ledger import Ledger
+
+    path = RunFolder(told.run).ledger
+    if not path.exists():
+        raise ValueError(f"export: there is no run in {told.run} ({path} is missing)")
+    told.out.parent.mkdir(parents=True, exist_ok=True)
+    with Ledger(path) as ledger:
+        print(f"{ledger.export_preferences(told.out)} preferences of {len(ledger)} labels: {told.out}")
     return 0
 
 

@@ -82,6 +82,9 @@ class Ledger:
         header = json.loads(json.dumps(header))
         if self.header == header:
             return
+        # A name that the file lacks was not written yet by the version that began it.
+        if self.header and all(header.get(name) == value for name, value in self.header.items()):
+            return
         if self._offsets:
             old = self.header or {}
             names = sorted(name for name in old.keys() | header.keys() if old.get(name) != header.get(name))

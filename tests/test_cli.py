@@ -122,3 +122,20 @@ def test_ctrl_c_exits_with_130_and_says_how_to_go_on(tmp_path):
     assert f"resume with: llm-duel run --resume {folder}" in out
     assert (folder / "checkpoint" / "state.json").exists()
     assert not (folder / "result.json").exists()
+
+
+def test_a_run_is_exported_as_preferences(tmp_path, capsys):
+    folder, out = tmp_path / "run", tmp_path / "data" / "pairs.jsonl"
+    told = ["--agent", "uniform", "--env", "duel/Synthetic-v0", "--budget", "20", "--batch", "4", *SMALL]
+    assert command("run", *told, "--folder", folder) == 0
+    capsys.readouterr()
+    assert command("export", folder, "--out", out) == 0
+    assert capsys.readouterr().out == f"20 preferences of 20 labels: {out}\n"
+    records = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()[1:]]
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    for record, row in zip(records, rows, strict=True):
+        pair = [str(record["first"]), str(record["second"])]
+        chosen, rejected = pair if record["label"] == 1 else pair[::-1]
+        assert row == {"prompt": str(record["prompt_id"]), "chosen": chosen, "rejected": rejected}
+    assert command("export", tmp_path / "nowhere", "--out", out) == 2
+    assert not (tmp_path / "nowhere").exists()

@@ -99,9 +99,19 @@ def env_spec(env: str) -> Any:
     """
     import llm_duel_env  # noqa: F401  registers the ids
 
+    if env.startswith("duel/Pool"):
+        raise registry.UnknownNameError(f"{env} is planned, not there yet. Known: {', '.join(list_envs())}")
     with contextlib.suppress(gymnasium.error.Error, ModuleNotFoundError):
         return gymnasium.spec(env)
     raise registry.unknown("environment", env, list_envs())
+
+
+def fingerprint_of(env: str, env_kwargs: dict[str, Any]) -> str:
+    """The fingerprint of an environment's task as it is now; see `Task.fingerprint`."""
+    from llm_duel_env.tasks import make_task
+
+    task = env_kwargs.get("task", env_spec(env).kwargs["task"])
+    return make_task(task, **(env_kwargs.get("task_kwargs") or {})).fingerprint()
 
 
 def list_envs() -> list[str]:

@@ -39,12 +39,24 @@ class RunFolder:
         self.checkpoint = self.path / "checkpoint"
         self._spare = self.path / "checkpoint.old"
 
-    def create(self, config: dict[str, Any]) -> None:
-        """Makes the folder, and writes the configuration, the command and the versions."""
+    def create(self, config: dict[str, Any], fingerprint: str) -> None:
+        """Makes the folder, and writes the configuration, the command, the versions and the task's fingerprint."""
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / "command.txt").write_text(shlex.join(sys.argv) + "\n")
-        write_json(self.path / "versions.json", versions())
+        write_json(self.path / "versions.json", versions() | {"fingerprint": fingerprint})
         write_json(self.config, config)  # last: where it stands, the run has begun
+
+    def check_fingerprint(self, now: str) -> None:
+        """Checks that the run was, or is being, played on what the task is made of now.
+
+        Raises:
+            ValueError: its weights or stored responses have changed since.
+        """
+        path = self.result if self.result.exists() else self.path / "versions.json"
+        was = read_json(path).get("fingerprint") if path.exists() else None
+        if was not in (None, now):  # None: begun by a version that wrote none
+            told = f"fingerprint {was[:12]}, now {now[:12]}"
+            raise ValueError(f"{self.path}: the task's model weights or stored responses have changed since ({told})")
 
     @property
     def begun(self) -> bool:

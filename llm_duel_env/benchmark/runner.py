@@ -51,7 +51,9 @@ def run(config: RunConfig, *, resume: bool = False, say: Callable[[str], None] |
         return read_json(folder.result)
     with stop_signals() as stop, Session(config, folder) as session:
         if not folder.begun:
-            folder.create(dataclasses.asdict(config))  # only now: what cannot be built leaves nothing behind
+            folder.create(
+                dataclasses.asdict(config), session.fingerprint
+            )  # only now: what cannot be built leaves nothing behind
         name = f"{config.label or config.agent} on {config.env}, seed {config.seed}"
         with Heartbeat(name, config.budget, session.pulse, seconds=config.heartbeat, say=say) as heartbeat:
             for line in session.start():

@@ -56,6 +56,9 @@ class Session:
         except TypeError as error:  # an argument that the environment or its task does not have
             raise ValueError(f"{config.env} with {config.env_kwargs}: {error}") from error
         self.core = cast(Any, self.env.unwrapped)
+        self.fingerprint: str = self.core.task.fingerprint()
+        """Of the task's weights and stored responses."""
+        folder.check_fingerprint(self.fingerprint)
         self.agent = agent_class(
             self.core.task.view(), agent_class.configure(config.overrides), seed=config.seed, budget=config.budget
         )
@@ -270,6 +273,7 @@ class Session:
             "generated_tokens": int(self.sums["generated_tokens"]) if self.core.task.kind == "text" else None,
             "seconds": self._seconds(),
             "time": self._all_seconds(),
+            "fingerprint": self.fingerprint,
             "ledger_sha256": sha256(self.folder.ledger),
         }
         return finite(rounded(found))

@@ -71,6 +71,7 @@ class DuelCore:
         self._identity = {
             "task": self.task.name,
             "task_kwargs": task_kwargs or {},
+            "fingerprint": self.task.fingerprint(),
             "feedback": self.feedback.kind,
             "flip_rate": float(flip_rate),
             "tie_margin": float(tie_margin),

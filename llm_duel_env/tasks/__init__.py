@@ -21,6 +21,8 @@ def make_task(name: str, **kwargs: Any) -> Task:
     Raises:
         ValueError: no task has this name; the known names are listed.
     """
+    if name == "pool":
+        raise ValueError(f"task: expected one of {sorted(TASKS)}, got 'pool', which is planned, not there yet")
     if name not in TASKS:
         raise ValueError(f"task: expected one of {sorted(TASKS)}, got {name!r}")
     module, _, attribute = TASKS[name].partition(":")

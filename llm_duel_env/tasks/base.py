@@ -11,6 +11,7 @@ import numpy as np
 from gymnasium import spaces
 
 from llm_duel_env.oracles.base import Oracle
+from llm_duel_env.tasks.fingerprint import digest
 from llm_duel_env.types import Observation
 
 
@@ -75,6 +76,13 @@ class Task(ABC):
     def optimum(self, prompt_ids: np.ndarray) -> np.ndarray | None:
         """The true utility of the best response to each prompt, float64 (M,); None where it is not known."""
         return None
+
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, of what results on this task depend on beyond its arguments: weights and stored responses.
+
+        By default of its name alone. A run is only resumed, and a result only taken for one's own, where it agrees.
+        """
+        return digest(self.name)
 
     @abstractmethod
     def view(self) -> TaskView:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +13,7 @@ from llm_duel_env.oracles.base import Oracle
 from llm_duel_env.randomness import generator
 from llm_duel_env.spaces import Utf8Text
 from llm_duel_env.tasks.base import Task, TaskView
+from llm_duel_env.tasks.fingerprint import digest
 from llm_duel_env.tasks.prompt_files import PRESETS, PromptRow, columns, load_rows, read_prompts
 from llm_duel_env.types import Observation
 
@@ -74,6 +77,7 @@ class Text(Task):
         self.feedback = feedback
         self.model, self.max_prompt_tokens, self.max_new_tokens = model, max_prompt_tokens, max_new_tokens
         self.oracle = make_oracle(oracle, oracle_kwargs)
+        self._judge = type(oracle).__name__ if isinstance(oracle, Oracle) else oracle.partition(":")[2]
         schema = PRESETS[preset] if preset is not None else None
         read = (
             schema.read if schema else columns(prompt_column, [reference_column] if reference_column else [], template)
@@ -112,6 +116,12 @@ class Text(Task):
     def reference(self, prompt_ids: np.ndarray) -> np.ndarray | None:
         """The data's or the stored responses, (M,): str, None for a prompt without one; None where all are without."""
         return some_texts([self._rows[int(i)].reference for i in np.asarray(prompt_ids)])
+
+    def fingerprint(self) -> str:
+        """Of the prompts, their references, and the policy and the oracle (the files of a folder, else their names)."""
+        rows = json.dumps([(row.prompt, row.reference) for row in self._rows])
+        models = [Path(name) if Path(name).is_dir() else name for name in (self.model, self._judge)]
+        return digest(self.name, rows, str(self.train_prompts), *models)
 
     def view(self) -> TaskView:
         """Spaces, training prompts and the supervised policy."""

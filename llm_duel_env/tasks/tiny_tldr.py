@@ -15,6 +15,7 @@ from llm_duel_env.oracles.utility import UtilityOracle
 from llm_duel_env.spaces import Utf8Text
 from llm_duel_env.tasks import tiny_language as language
 from llm_duel_env.tasks.base import Task, TaskView
+from llm_duel_env.tasks.fingerprint import digest
 from llm_duel_env.tasks.prompt_files import json_lines
 from llm_duel_env.tasks.text import some_texts
 from llm_duel_env.types import Observation
@@ -72,7 +73,8 @@ class TinyTLDR(Task):
         self.response_space = Utf8Text(RESPONSE_CHARACTERS, min_length=0)
         self.truth: Oracle = UtilityOracle(utility_of)
         self.oracle = UtilityOracle(utility_of, scale=oracle_scale)
-        if oracle == "reward_model":
+        self.learned_oracle = oracle == "reward_model"
+        if self.learned_oracle:
             from llm_duel_env.oracles.reward_model import RewardModelOracle
 
             self.oracle = RewardModelOracle(str(self.assets / "reward_model"))
@@ -100,6 +102,11 @@ class TinyTLDR(Task):
     def optimum(self, prompt_ids: np.ndarray) -> np.ndarray:
         """The best utility that any response reaches: float64 (M,), in logits."""
         return np.array([language.optimum(self._prompt(int(i)))[1] for i in np.asarray(prompt_ids)], np.float64)
+
+    def fingerprint(self) -> str:
+        """Of the policy, the stored references, and the reward model where it is the oracle."""
+        models = ("policy", "reward_model") if self.learned_oracle else ("policy",)
+        return digest(self.name, *(self.assets / part for part in (*models, "heldout.jsonl", "references_train.jsonl")))
 
     def view(self) -> TaskView:
         """Spaces, training posts, the supervised policy, the editor and the degrader."""

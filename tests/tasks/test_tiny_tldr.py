@@ -38,6 +38,15 @@ def test_prompts_references_and_optimum(assets):
     assert (task.optimum(ids) > 0).all()
 
 
+def test_the_fingerprint_is_of_weights_and_references(assets):
+    before = TinyTLDR(assets=str(assets)).fingerprint()
+    assert TinyTLDR(assets=str(assets)).fingerprint() == before
+    (assets / "policy" / "model.safetensors").write_bytes(b"weights")
+    trained = TinyTLDR(assets=str(assets)).fingerprint()
+    (assets / "references_train.jsonl").write_text("")
+    assert len({before, trained, TinyTLDR(assets=str(assets)).fingerprint()}) == 3
+
+
 def test_training_references_are_read_where_they_are_stored(assets):
     (assets / "references_train.jsonl").write_text(json.dumps({"prompt_id": 7, "reference": "i met bob"}) + "\n")
     task = TinyTLDR(assets=str(assets))

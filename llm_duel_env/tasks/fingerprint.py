@@ -1,0 +1,35 @@
+"""A short name for what a task is made of, so that results on other weights or other references are told apart."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+CHUNK = 1 << 20
+
+
+def digest(*parts: str | Path) -> str:
+    """SHA-256 in hex of the parts in order: of a text itself, of a file its bytes, of a folder all files in it.
+
+    A path that does not exist counts as absent, and does not collide with an empty file.
+    """
+    whole = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, str):
+            whole.update(f"text {len(part.encode())} {part}".encode())
+        elif part.is_dir():
+            files = sorted(file for file in part.rglob("*") if file.is_file())
+            whole.update(f"folder {len(files)}".encode())
+            for file in files:
+                whole.update(f"{file.relative_to(part).as_posix()} {_of_file(file)}".encode())
+        else:
+            whole.update(f"file {_of_file(part) if part.exists() else None}".encode())
+    return whole.hexdigest()
+
+
+def _of_file(path: Path) -> str:
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            found.update(chunk)
+    return found.hexdigest()
