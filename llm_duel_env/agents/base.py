@@ -14,6 +14,7 @@ import numpy as np
 from llm_duel_env.agents.policies import make_policy
 from llm_duel_env.agents.policies.base import Policy, PolicyConfig
 from llm_duel_env.tasks.base import TaskView
+from llm_duel_env.timing import Stopwatch
 from llm_duel_env.types import Duels, Metrics, Observation, Preferences
 
 
@@ -43,6 +44,8 @@ class Agent(ABC):
             raise ValueError(f"{type(self).__name__} needs {sorted(missing)}, which task {task.name} does not provide")
         self.task, self.config, self.seed, self.budget = task, config, seed, budget
         self.policy: Policy = make_policy(task, config.policy, seed=seed)
+        self.clock = Stopwatch()
+        """Times an agent's own stages, as in ``with self.clock("select")``; a language-model policy times its own."""
         self.round = 0
         self.queries = 0
 
@@ -84,13 +87,15 @@ class Agent(ABC):
         """Writes everything `load` needs for the run to go on exactly."""
         folder.mkdir(parents=True, exist_ok=True)
         self.policy.save(folder / "policy")
-        (folder / "agent.json").write_text(json.dumps({"round": self.round, "queries": self.queries}))
+        state = {"round": self.round, "queries": self.queries, "seconds": self.clock.seconds}
+        (folder / "agent.json").write_text(json.dumps(state))
 
     def load(self, folder: Path) -> None:
         """Restores what `save` wrote."""
         self.policy.load(folder / "policy")
         state = json.loads((folder / "agent.json").read_text())
         self.round, self.queries = state["round"], state["queries"]
+        self.clock.seconds = dict(state["seconds"])
 
 
 def config_from(config_class: type, overrides: dict) -> AgentConfig:

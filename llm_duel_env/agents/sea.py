@@ -80,11 +80,13 @@ class SEA(Agent):
         """Proposes candidates, lets a member of the ensemble choose the first and the ensemble's doubt the second."""
         candidates = self.policy.sample(observation, self.config.candidates, ("act", self.round))
         features = self.policy.embed(candidates)  # (M, N, D)
-        rewards = self.reward_model(features).cpu()  # (E, M, N)
-        identity = torch.from_numpy(selection.identities(candidates.responses))
-        first, second = self.choose(rewards, identity, observation)
-        query = ~self.trusts_itself(observation)
-        first, second, label = self.synthesise(rewards, identity, observation, first, second, torch.from_numpy(query))
+        with self.clock("select"):
+            rewards = self.reward_model(features).cpu()  # (E, M, N)
+            identity = torch.from_numpy(selection.identities(candidates.responses))
+            first, second = self.choose(rewards, identity, observation)
+            query = ~self.trusts_itself(observation)
+            asked = torch.from_numpy(query)
+            first, second, label = self.synthesise(rewards, identity, observation, first, second, asked)
 
         rows = torch.arange(len(first))
         self._features = features[rows[:, None], torch.stack([first, second], dim=1)]
@@ -135,7 +137,8 @@ class SEA(Agent):
         pairs = self._features[torch.from_numpy(decided)]
         swapped = torch.from_numpy(preferences.first_wins[decided] == 0)
         winner_first = torch.where(swapped[:, None, None], pairs.flip(1), pairs)
-        erm = self.reward_model.update(winner_first, (self.round,))
+        with self.clock("erm"):
+            erm = self.reward_model.update(winner_first, (self.round,))
         learnt = self.policy.update(self.optimizer, preferences, progress=self.progress, key=("update", self.round))
         return {f"erm/{name}": value for name, value in erm.items()} | self._metrics | learnt
 

@@ -180,6 +180,7 @@ class Session:
             "env": self.core.state_dict(),
             "metrics_bytes": self.metrics.bytes,
             "time": dict(self.time),
+            "env_seconds": self.core.seconds,
             "seconds": self._seconds(),
             "sums": dict(self.sums),
             "curve": self.curve,
@@ -194,6 +195,7 @@ class Session:
         self.core.load_state_dict(state["env"])
         self.observation = self.core.observe()
         self.time.update(state["time"])
+        self.core.seconds.update(state["env_seconds"])
         # JSON says NaN as null.
         self.sums.update({name: float("nan") if value is None else value for name, value in state["sums"].items()})
         self.curve, self.marks = state["curve"], state["marks"]
@@ -239,9 +241,15 @@ class Session:
         return time.monotonic() - self.begun
 
     def _all_seconds(self) -> dict[str, float]:
-        """Seconds by kind of work, and by stage inside the policy where it keeps them."""
-        stages = getattr(self.agent.policy, "seconds", {})
-        return dict(self.time) | {f"policy/{name}": seconds for name, seconds in stages.items()}
+        """Seconds by kind of work, and by stage inside the policy, the agent and the environment's step."""
+        found = dict(self.time)
+        for owner, stages in (
+            ("policy", getattr(self.agent.policy, "seconds", {})),
+            ("agent", self.agent.clock.seconds),
+            ("env", self.core.seconds),
+        ):
+            found |= {f"{owner}/{name}": seconds for name, seconds in stages.items()}
+        return found
 
     def _generated_tokens(self) -> int:
         """Tokens that the policy has sampled, evaluations by `respond` included; 0 on finite tasks."""

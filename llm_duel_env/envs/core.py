@@ -16,6 +16,7 @@ from llm_duel_env.oracles.feedback import Feedback
 from llm_duel_env.randomness import generator
 from llm_duel_env.tasks import make_task
 from llm_duel_env.tasks.base import Task
+from llm_duel_env.timing import Stopwatch
 from llm_duel_env.types import Metrics, Observation, rows_of
 
 _STATE = ("seed", "served", "round", "query_count")
@@ -76,6 +77,7 @@ class DuelCore:
             "flip_rate": float(flip_rate),
             "tie_margin": float(tie_margin),
         }
+        self.clock = Stopwatch()
         self.seed: int | None = None
         self.served = self.round = self.query_count = 0
         self._epoch: tuple[int, int, np.ndarray] | None = None
@@ -167,9 +169,11 @@ class DuelCore:
             )
         prompts = self.task.observe(prompt_ids)
         count, shown = len(prompt_ids), np.flatnonzero(query)
-        metrics = duel_metrics(self.task, rows_of(prompts, shown), first[shown], second[shown])
+        with self.clock("metrics"):
+            metrics = duel_metrics(self.task, rows_of(prompts, shown), first[shown], second[shown])
         rows = np.flatnonzero(charged)
-        records = self._buy(rows_of(prompts, rows), first[rows], second[rows])
+        with self.clock("oracle"):
+            records = self._buy(rows_of(prompts, rows), first[rows], second[rows])
 
         preference = np.where(query, 0.5, np.nan)
         probability = np.where(query, 0.5, np.nan)
@@ -254,6 +258,11 @@ class CoreEnv:
     def remaining(self) -> int | None:
         """Queries left; None where there is no limit."""
         return self.core.remaining
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds inside `step` since this object was made: oracle (labels bought and written down), metrics."""
+        return self.core.clock.seconds
 
     @property
     def ledger(self) -> Ledger | None:

@@ -89,6 +89,17 @@ def test_tensorboard_holds_the_curve_once(tmp_path):
     assert "time/act" in events.Tags()["scalars"]
 
 
+def test_the_stages_of_a_round_are_timed(tmp_path):
+    told = sea(tmp_path / "run")
+    result = run(told, say=silent)
+    events = EventAccumulator(str(Path(told.folder, "tensorboard")))
+    events.Reload()
+    stages = {"agent/select": "act", "agent/erm": "update", "env/oracle": "step", "env/metrics": "step"}
+    assert {f"time/{stage}" for stage in stages} <= set(events.Tags()["scalars"])
+    for stage, whole in stages.items():
+        assert 0 < result["time"][stage] < result["time"][whole]
+
+
 def test_a_batch_larger_than_the_budget_is_cut(tmp_path):
     assert run(config(tmp_path / "run", budget=5, batch=16), say=silent)["queries"] == 5
 
