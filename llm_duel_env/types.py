@@ -98,6 +98,11 @@ class Candidates:
         """Duels between each prompt's responses `first` (M,) and `second` (M,), all of them sent to the oracle."""
         return Duels(self.take(np.stack([first, second], axis=1)))
 
+    def first_two(self) -> Duels:
+        """The duel of each prompt's first response with its second, as they were sampled; all sent to the oracle."""
+        first = np.zeros(self.shape[0], np.int64)
+        return self.duel(first, first + 1)
+
     @staticmethod
     def beside(left: Candidates, right: Candidates) -> Candidates:
         """The responses of `left` (M, N) and `right` (M, N') to the same prompts, side by side: (M, N + N')."""

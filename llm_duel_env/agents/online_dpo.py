@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from llm_duel_env.agents.base import Agent, AgentConfig
 from llm_duel_env.agents.losses import direct_optimizer
 from llm_duel_env.tasks.base import TaskView
@@ -36,9 +34,7 @@ class OnlineDPO(Agent):
 
     def act(self, observation: Observation) -> Duels:
         """Two independent samples for each prompt."""
-        candidates = self.policy.sample(observation, 2, ("act", self.round))
-        first = np.zeros(candidates.shape[0], np.int64)
-        return candidates.duel(first, first + 1)
+        return self.policy.sample(observation, 2, ("act", self.round)).first_two()
 
     def learn(self, preferences: Preferences) -> Metrics:
         """One pass of the direct optimizer over the round's labelled pairs."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from llm_duel_env.agents.online_dpo import OnlineDPO
 from llm_duel_env.types import Duels, Observation
 
@@ -19,6 +17,4 @@ class OfflineDPO(OnlineDPO):
 
     def act(self, observation: Observation) -> Duels:
         """Two independent samples of the reference policy for each prompt."""
-        candidates = self.policy.sample(observation, 2, ("act", self.round), reference=True)
-        first = np.zeros(candidates.shape[0], np.int64)
-        return candidates.duel(first, first + 1)
+        return self.policy.sample(observation, 2, ("act", self.round), reference=True).first_two()

@@ -13,9 +13,7 @@ class Uniform(Agent):
 
     def act(self, observation: Observation) -> Duels:
         """Two independent samples of the reference policy for each prompt."""
-        candidates = self.policy.sample(observation, 2, ("act", self.round), reference=True)
-        first = np.zeros(candidates.shape[0], np.int64)
-        return candidates.duel(first, first + 1)
+        return self.policy.sample(observation, 2, ("act", self.round), reference=True).first_two()
 
     def learn(self, preferences: Preferences) -> Metrics:
         """Nothing."""
