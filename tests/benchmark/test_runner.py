@@ -8,7 +8,6 @@ import threading
 import time
 from pathlib import Path
 
-import gymnasium
 import numpy as np
 import pytest
 from benchmark_helpers import WORLD, config, sea, silent, untimed
@@ -110,31 +109,6 @@ def test_within_budget_keeps_identical_pairs_and_the_first_that_fit():
     assert within_budget(duels, 2).query.tolist() == [True, True, True, False, True]
     assert within_budget(duels, 3) is duels
     assert within_budget(duels, 0).query.tolist() == [False, True, False, False, True]
-
-
-def test_poisoned_rewards_and_metrics_change_nothing(tmp_path, monkeypatch):
-    clean = sea(tmp_path / "clean")
-    run(clean, say=silent)
-    make_vec = gymnasium.make_vec
-
-    def poisoned(*args, **kwargs):
-        env = make_vec(*args, **kwargs)
-        step = env.step
-
-        def lying(action):
-            observation, reward, terminated, truncated, info = step(action)
-            lies = {n: np.full_like(v, -1e9) for n, v in info.items() if n.startswith("metrics/")}
-            return observation, np.full_like(reward, 1e9), terminated, truncated, info | lies
-
-        env.step = lying
-        return env
-
-    monkeypatch.setattr(gymnasium, "make_vec", poisoned)
-    dirty = dataclasses.replace(clean, folder=str(tmp_path / "dirty"))
-    run(dirty, say=silent)
-    assert Path(clean.folder, "ledger.jsonl").read_bytes() == Path(dirty.folder, "ledger.jsonl").read_bytes()
-    evals = [[r["offline_win_rate"] for r in untimed(d.folder) if r["kind"] == "eval"] for d in (clean, dirty)]
-    assert evals[0] == evals[1]
 
 
 def test_a_task_without_references_runs_resumes_and_beats(tmp_path, monkeypatch):

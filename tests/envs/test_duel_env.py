@@ -1,9 +1,13 @@
+import json
 import warnings
 
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium.utils.env_checker import check_env
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 import llm_duel_env  # noqa: F401  (registers the ids)
 from llm_duel_env.envs.duel_env import DuelEnv
@@ -118,3 +122,33 @@ def test_text_in_gymnasiums_own_batch(text_task):
 def test_an_unknown_task_lists_the_known():
     with pytest.raises(ValueError, match=r"\['synthetic', 'text', 'tiny_tldr'\], got 'pool'"):
         gymnasium.make("duel/Synthetic-v0", task="pool")
+
+
+@pytest.fixture
+def tiny_models(tmp_path):
+    """Folders of a random reward model with a word-level tokenizer, and of a policy that nothing here loads."""
+    core = Tokenizer(models.WordLevel({"<pad>": 0, "<unk>": 1, "say": 2, "yes": 3, "no": 4}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForSequenceClassification(LlamaConfig(vocab_size=5, num_labels=1, pad_token_id=0, **shape))
+    model.save_pretrained(tmp_path / "judge")
+    PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", unk_token="<unk>").save_pretrained(
+        tmp_path / "judge"
+    )
+    (tmp_path / "policy").mkdir()
+    rows = [json.dumps({"prompt": f"say {n}", "reference": "yes" if n % 2 else "no"}) for n in range(6)]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(rows) + "\n")
+    return tmp_path
+
+
+def test_gymnasiums_checker_is_content_with_the_text_ids(tiny_models):
+    text = {"model": str(tiny_models / "policy"), "oracle": f"reward_model:{tiny_models / 'judge'}"}
+    text |= {"prompts": str(tiny_models / "prompts.jsonl"), "heldout": 2}
+    for name, told in (("duel/TinyTLDR-v0", {}), ("duel/Text-v0", text)):
+        env = gymnasium.make(name, task_kwargs=told)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            check_env(env.unwrapped)
+        env.close()
