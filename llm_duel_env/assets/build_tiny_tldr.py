@@ -9,12 +9,14 @@ give the same assets.
 from __future__ import annotations
 
 import argparse
+import copy
 import functools
 import json
 import math
 import random
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,6 +27,7 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
+    LlamaModel,
     PreTrainedTokenizerFast,
 )
 
@@ -38,7 +41,7 @@ PAD, BOS, EOS = 0, 1, 2
 ROPE_THETA = 1e6
 """Slow rotary frequencies: most coordinates of a head hardly turn over a post, so tokens can be matched in them."""
 HELDOUT_PROMPTS = 1024
-BINDING_STEPS, REWARD_STEPS = 300, 900
+BINDING_STEPS, ENCODER_STEPS, REWARD_STEPS = 300, 500, 900
 SUPERVISED = (
     (2, 1100, 1.5e-3, supervision.CARELESS, 0.02),
     (8, 900, 1.2e-3, supervision.CARELESS, 0.02),
@@ -48,7 +51,7 @@ SUPERVISED = (
 """The supervised phase in parts, each with a falling rate: number of its random stream, steps, peak rate, the writers'
 taste, weight of the prompt's own tokens in the loss. The last part makes the model heed what a post is about."""
 BATCH = 64
-REWARD_PROMPTS = 4000
+REWARD_PROMPTS = 3000
 GROUP, GROUPS = 8, 16
 """Responses of one prompt that meet in the reward model's loss (all pairs), and prompts in its batch."""
 
@@ -233,6 +236,93 @@ def reward_responses(
     return responses
 
 
+@dataclass(frozen=True)
+class Packed:
+    """GROUPS prompts with GROUP responses each, packed so that responses share one copy of their prompt.
+
+    Responses stand side by side in one row; each sees the prompt and itself only, and counts positions from the
+    prompt's end, so that its hidden states are the ones that the response alone would get.
+    """
+
+    texts: list[tuple[str, list[str]]]
+    """Each prompt with its responses."""
+    ids: Tensor
+    positions: Tensor
+    owner: Tensor
+    """0 the prompt, 1 .. GROUP a response, -1 padding; as `ids` (GROUPS, width)."""
+    ends: Tensor
+    """(GROUPS, GROUP): where each response's EOS stands."""
+
+    def hidden(self, body: LlamaModel) -> Tensor:
+        """Last hidden states, (GROUPS, width, H)."""
+        width = self.ids.shape[1]
+        same = self.owner[:, :, None] == self.owner[:, None, :]
+        visible = (same | (self.owner[:, None, :] == 0)) & torch.ones(width, width, dtype=torch.bool).tril()
+        mask = torch.zeros(visible.shape).masked_fill(~visible, torch.finfo(torch.float32).min)[:, None]
+        return body(input_ids=self.ids, attention_mask=mask, position_ids=self.positions, use_cache=False)[0]
+
+
+def pack(
+    words: dict[str, int], prompts: Sequence[str], responses: Sequence[Sequence[str]], rng: random.Random
+) -> Packed:
+    """GROUPS random prompts with GROUP random responses to each."""
+    unknown = SPECIAL.index("<unk>")
+    texts, rows = [], []
+    for _ in range(GROUPS):
+        k = rng.randrange(len(prompts))
+        chosen = rng.sample(responses[k], min(GROUP, len(responses[k])))
+        chosen += [chosen[0]] * (GROUP - len(chosen))
+        texts.append((prompts[k], chosen))
+        pieces = [[BOS, *(words.get(word, unknown) for word in prompts[k].split())]]
+        rows.append(pieces + [[*(words.get(word, unknown) for word in text.split()), EOS] for text in chosen])
+    width = max(sum(map(len, pieces)) for pieces in rows)
+    ids = torch.full((GROUPS, width), PAD)
+    positions = torch.zeros((GROUPS, width), dtype=torch.long)
+    owner = torch.full((GROUPS, width), -1)
+    ends = torch.zeros((GROUPS, GROUP), dtype=torch.long)
+    for r, pieces in enumerate(rows):
+        at, start = 0, len(pieces[0])
+        for k, piece in enumerate(pieces):
+            ids[r, at : at + len(piece)] = torch.tensor(piece)
+            first = 0 if k == 0 else start
+            positions[r, at : at + len(piece)] = torch.arange(first, first + len(piece))
+            owner[r, at : at + len(piece)] = k
+            at += len(piece)
+            if k:
+                ends[r, k - 1] = at - 1
+    return Packed(texts, ids, positions, owner, ends)
+
+
+def train_encoder(
+    model: LlamaForCausalLM,
+    words: dict[str, int],
+    prompts: Sequence[str],
+    responses: Sequence[Sequence[str]],
+    steps: int,
+    rate: float,
+    rng: random.Random,
+) -> None:
+    """Teaches a copy of the policy to *describe* a response (`tiny_language.describe`), not to judge it.
+
+    Squared error of a linear readout of the mean hidden state over the response's tokens. The readout is thrown away.
+    """
+    readout = torch.nn.Linear(model.config.hidden_size, len(language.describe(prompts[0], "")))
+    model.readout = readout  # trained along
+
+    def loss_of_batch(step: int) -> Tensor:
+        batch = pack(words, prompts, responses, rng)
+        hidden = batch.hidden(model.model)
+        member = (
+            batch.owner[:, None, :] == torch.arange(1, GROUP + 1)[None, :, None]
+        ).float()  # (GROUPS, GROUP, width)
+        mean = member @ hidden / member.sum(-1, keepdim=True)
+        truth = torch.tensor([[language.describe(prompt, text) for text in group] for prompt, group in batch.texts])
+        return (readout(mean) - truth).square().mean()
+
+    optimise(model, steps, rate, loss_of_batch, "encoder")
+    del model.readout
+
+
 def train_reward_model(
     model: LlamaForSequenceClassification,
     words: dict[str, int],
@@ -242,44 +332,14 @@ def train_reward_model(
     rate: float,
     rng: random.Random,
 ) -> None:
-    """Bradley-Terry loss over all pairs of a group of responses to one prompt, against the utility's probabilities.
-
-    The group shares one copy of its prompt: responses stand side by side in one row, each sees the prompt and itself
-    only and counts positions from the prompt's end, so every score is the one that the response alone would get.
-    """
-    unknown = SPECIAL.index("<unk>")
+    """Bradley-Terry loss over all pairs of a group of responses to one prompt, against the utility's probabilities."""
 
     def loss_of_batch(step: int) -> Tensor:
-        rows, targets = [], []
-        for _ in range(GROUPS):
-            k = rng.randrange(len(prompts))
-            chosen = rng.sample(responses[k], min(GROUP, len(responses[k])))
-            chosen += [chosen[0]] * (GROUP - len(chosen))
-            targets.append([language.utility(prompts[k], text) for text in chosen])
-            pieces = [[BOS, *(words.get(word, unknown) for word in prompts[k].split())]]
-            rows.append(pieces + [[*(words.get(word, unknown) for word in text.split()), EOS] for text in chosen])
-        width = max(sum(map(len, pieces)) for pieces in rows)
-        ids = torch.full((GROUPS, width), PAD)
-        positions = torch.zeros((GROUPS, width), dtype=torch.long)
-        owner = torch.full((GROUPS, width), -1)  # 0: the prompt, 1 .. GROUP: a response, -1: padding
-        ends = torch.zeros((GROUPS, GROUP), dtype=torch.long)
-        for r, pieces in enumerate(rows):
-            at, start = 0, len(pieces[0])
-            for k, piece in enumerate(pieces):
-                ids[r, at : at + len(piece)] = torch.tensor(piece)
-                first = 0 if k == 0 else start
-                positions[r, at : at + len(piece)] = torch.arange(first, first + len(piece))
-                owner[r, at : at + len(piece)] = k
-                at += len(piece)
-                if k:
-                    ends[r, k - 1] = at - 1
-        same = owner[:, :, None] == owner[:, None, :]
-        visible = (same | (owner[:, None, :] == 0)) & torch.ones(width, width, dtype=torch.bool).tril()
-        mask = torch.zeros(visible.shape).masked_fill(~visible, torch.finfo(torch.float32).min)[:, None]
-        hidden = model.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)[0]
-        at_ends = hidden.gather(1, ends[:, :, None].expand(-1, -1, hidden.shape[-1]))
+        batch = pack(words, prompts, responses, rng)
+        hidden = batch.hidden(model.model)
+        at_ends = hidden.gather(1, batch.ends[:, :, None].expand(-1, -1, hidden.shape[-1]))
         scores = model.score(at_ends).squeeze(-1)  # (GROUPS, GROUP)
-        truth = torch.tensor(targets)
+        truth = torch.tensor([[language.utility(prompt, text) for text in group] for prompt, group in batch.texts])
         first, second = torch.triu_indices(GROUP, GROUP, offset=1)
         return torch.nn.functional.binary_cross_entropy_with_logits(
             scores[:, first] - scores[:, second], torch.sigmoid(truth[:, first] - truth[:, second])
@@ -341,6 +401,10 @@ def build(out: Path, seed: int, effort: float = 1.0) -> dict[str, float]:
     prompts = posts[: int(min(1.0, 4 * effort) * REWARD_PROMPTS)]
     responses = reward_responses(policy, tokenizer, prompts, seed + 5)
     print(f"reward model's data sampled after {time.time() - began:.0f} s", flush=True)
+    encoder = copy.deepcopy(policy)
+    train_encoder(encoder, words, prompts, responses, int(effort * ENCODER_STEPS), 1e-3, random.Random(seed + 12))
+    encoder.save_pretrained(out / "encoder")
+    tokenizer.save_pretrained(out / "encoder")
     reward_config = LlamaConfig(**policy.config.to_dict())
     reward_config.num_labels = 1
     reward_model = LlamaForSequenceClassification(reward_config)

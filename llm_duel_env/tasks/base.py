@@ -31,6 +31,8 @@ class TaskView:
     """Training prompts by id, (M,) int64 -> a batch observation; refuses an id that is not a training prompt's."""
     model: str | None = None
     """Folder or hub name of the supervised policy (text tasks)."""
+    encoder: str | None = None
+    """Folder of a frozen encoder that the task offers to reward models: same tokenizer as `model`, not the oracle's."""
     max_prompt_tokens: int | None = None
     max_new_tokens: int | None = None
     provides: frozenset[str] = frozenset()

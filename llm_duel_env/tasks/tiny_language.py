@@ -240,6 +240,40 @@ def utility(prompt: str, response: str) -> float:
     return SCALE * score + 0.0  # never -0.0
 
 
+def describe(prompt: str, response: str) -> list[float]:
+    """What a response holds, without a judgement: 18 counts, of the kinds of things that a reader might care about.
+
+    True facts by gravity (3) on the post's topic and off it (3), those about the poster; right and wrong causes, right
+    and wrong times; facts that are not the post's, repeated ones, ones in the other register; clauses without a fact;
+    words that belong to no fact; words; clauses.
+    """
+    counts = dict.fromkeys(range(18), 0.0)
+    seen = set()
+    clauses = read_response(prompt, response)
+    topic = read_post(prompt).topic
+    for clause in clauses:
+        stated, fact = clause.stated, clause.fact
+        counts[15] += len(clause.extra)
+        if stated is None:
+            counts[14] += 1
+        elif fact is None:
+            counts[11] += 1
+        elif fact.key in seen:
+            counts[12] += 1
+        else:
+            seen.add(fact.key)
+            _, verb_topic, gravity, _ = VERBS[fact.verb]
+            counts[gravity - 1 + 3 * (verb_topic != topic)] += 1
+            counts[6] += 0 in (fact.key[0], fact.key[2])
+            counts[13] += stated.verb != fact.verb
+            if stated.cause:
+                counts[7 + (stated.cause != fact.cause)] += 1
+            if stated.time:
+                counts[9 + (stated.time != fact.time)] += 1
+    counts[16], counts[17] = float(len(response.split())) / 10, float(len(clauses))
+    return list(counts.values())
+
+
 @lru_cache(maxsize=65_536)
 def _optimum(prompt: str) -> tuple[str, float]:
     # Knapsack over facts: best[n] is the best (gain, clauses) that takes n words, one separator counted per clause.

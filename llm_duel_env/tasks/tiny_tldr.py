@@ -118,6 +118,7 @@ class TinyTLDR(Task):
             train_prompts=self.train_prompts,
             observe=self.observe_training,
             model=str(self.assets / "policy"),
+            encoder=str(self.assets / "encoder"),
             max_prompt_tokens=MAX_PROMPT_TOKENS,
             max_new_tokens=language.MAX_WORDS + 1,
             provides=frozenset({"editor", "contrast_prompts"}),

@@ -227,3 +227,16 @@ def test_utility_is_fast():
         language.utility(prompt, response)
     # Measured: 24,000 to 58,000 a second on one core; a busy machine is granted a factor of ten.
     assert 2000 / (time.perf_counter() - began) > 2500
+
+
+def test_describe_counts_what_is_there_without_judging():
+    prompt = language.train_prompt(0)
+    best = language.optimum(prompt)[0]
+    counts = language.describe(prompt, best)
+    assert len(counts) == 18
+    assert sum(counts[:6]) == counts[17] == best.count(",") + 1  # every clause a true fact
+    assert counts[11] == counts[12] == counts[15] == 0
+    twice = language.describe(prompt, f"{best} , {best}")
+    assert twice[12] > 0
+    assert language.describe(prompt, "") == [0.0] * 18
+    assert language.describe(prompt, "žluťoučký kůň")[15] == 2

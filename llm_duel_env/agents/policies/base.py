@@ -37,6 +37,9 @@ class PolicyConfig:
     """Pairs per forward and backward pass; gradients accumulate over a batch. Changes memory and time, not results."""
     temperature: float = 0.7
     """Sampling temperature for duels (paper: 0.7)."""
+    encoder: str = "policy"
+    """Whose frozen features `embed` gives (language models): policy, the supervised policy's own; task, the encoder that
+    the task offers; or a model folder with the same tokenizer (paper: PairRM, a model trained to compare responses)."""
 
     def __post_init__(self) -> None:
         for name in ("passes", "batch", "microbatch"):

@@ -90,6 +90,8 @@ class CandidatePolicy(Policy):
     def __init__(self, task: TaskView, config: PolicyConfig, *, seed: int) -> None:
         if task.kind != "finite":
             raise ValueError(f"a candidate policy needs a finite task, got {task.name} of kind {task.kind!r}")
+        if config.encoder != "policy":
+            raise ValueError(f"policy.encoder: a finite task's features are its own, got {config.encoder!r}")
         self.config, self.seed = config, seed
         context, candidates = task.observation_space["context"].shape, task.observation_space["candidates"].shape
         assert context is not None

@@ -92,12 +92,27 @@ class LanguageModelPolicy(Policy):
         self.reference_version = 0
         with self._precision():
             self.share_prefix = works(self.encoder, tolerance=0.1 if self.bf16 else 1e-3)
+        self.embedder, self.share_embedder_prefix = self._load_embedder()
         self.learner = TorchLearner(self.model, config)
-        self.feature_size = int(self.model.config.get_text_config().hidden_size) + 4
+        self.feature_size = int(self.embedder.config.get_text_config().hidden_size) + 4
         self._feature_statistics: Tensor | None = None
         self.generated_tokens = 0
         """Tokens of all responses that `sample` gave; greedy decoding and diagnosis are not counted."""
         self.clock = Stopwatch()
+
+    def _load_embedder(self) -> tuple[PreTrainedModel, bool]:
+        """The model that features come from, frozen, and whether it can share prefixes."""
+        if self.config.encoder == "policy":
+            return self.encoder, self.share_prefix
+        folder = self.task.encoder if self.config.encoder == "task" else self.config.encoder
+        if folder is None:
+            raise ValueError(f"policy.encoder: task {self.task.name} offers no encoder; take 'policy' or a model folder")
+        vocabulary = AutoTokenizer.from_pretrained(folder, trust_remote_code=False).get_vocab()
+        if vocabulary != self.tokenizer.get_vocab():
+            raise ValueError(f"policy.encoder: {folder} has another vocabulary than the policy, {self.task.model}")
+        embedder = load_model(folder, self.device)
+        with self._precision():
+            return embedder, works(embedder, tolerance=0.1 if self.bf16 else 1e-3)
 
     def _prompt_limit(self, task: TaskView) -> int:
         context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
@@ -226,7 +241,7 @@ class LanguageModelPolicy(Policy):
         prompts = self._prompts(candidates.observation)
         with self._precision():
             return features(
-                self.encoder, prompts, *self._tensors(candidates), share_prefix=self.share_prefix
+                self.embedder, prompts, *self._tensors(candidates), share_prefix=self.share_embedder_prefix
             ).cpu()  # fmt: skip
 
     def _measure_features(self) -> Tensor:
