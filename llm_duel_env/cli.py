@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import sys
 from dataclasses import dataclass
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
+
+from llm_duel_env.benchmark.settings import nested, settings
 
 if TYPE_CHECKING:
     from llm_duel_env.benchmark.run_config import RunConfig
@@ -228,48 +229,6 @@ def _given(told: Run) -> dict[str, Any]:
     return {name: value for name in names if (value := getattr(told, name)) is not None}
 
 
-def settings(pairs: tuple[str, ...]) -> dict[str, Any]:
-    """``("a.b=1e-4", "c=true")`` as names and values; a value is read as YAML, and 1e-4 is a number.
-
-    >>> settings(("policy.learning_rate=1e-4", "opponent=ee", "width=[1, 2]"))
-    {'policy.learning_rate': 0.0001, 'opponent': 'ee', 'width': [1, 2]}
-
-    Raises:
-        ValueError: a pair without "=".
-    """
-    import yaml
-
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name:
-            raise ValueError(f"expected KEY=VALUE, got {pair!r}")
-        try:
-            found[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ValueError(f"{name}: cannot read the value {value!r}") from None
-        if isinstance(found[name], str):
-            with contextlib.suppress(ValueError):
-                found[name] = float(value)  # YAML takes 1e-4 for text
-    return found
-
-
-def nested(flat: dict[str, Any]) -> dict[str, Any]:
-    """Dotted names as mappings within mappings.
-
-    >>> nested({"task_kwargs.candidates": 16, "flip_rate": 0.1})
-    {'task_kwargs': {'candidates': 16}, 'flip_rate': 0.1}
-    """
-    found: dict[str, Any] = {}
-    for name, value in flat.items():
-        *path, last = name.split(".")
-        inside = found
-        for part in path:
-            inside = inside.setdefault(part, {})
-        inside[last] = value
-    return found
-
-
 def _bench(told: Bench) -> int:
     from llm_duel_env.benchmark.suite import load_suite
 
@@ -346,58 +305,11 @@ def _demo(told: Demo) -> int:
 def _list(told: List) -> int:
     from rich.console import Console
 
-    listings = {"agents": _agents, "envs": _envs, "losses": _losses, "suites": _suites}
-    for name in listings if told.what == "all" else [told.what]:
-        Console().print(listings[name]())
+    from llm_duel_env.benchmark.listings import LISTINGS
+
+    for name in LISTINGS if told.what == "all" else [told.what]:
+        Console().print(LISTINGS[name]())
     return 0
-
-
-def _agents() -> Any:
-    from rich.table import Table
-
-    from llm_duel_env.benchmark.registry import list_agents, load_agent
-
-    table = Table("agent", "paper", "provenance", "told beyond duels", title="agents", title_justify="left")
-    for name in list_agents():
-        agent = load_agent(name)
-        # An arXiv address ends in the number that everybody knows the paper by.
-        paper = agent.paper.replace("https://arxiv.org/abs/", "arXiv ")
-        table.add_row(name, paper or "–", agent.provenance, ", ".join(sorted(agent.needs)) or "–")
-    return table
-
-
-def _envs() -> Any:
-    from rich.table import Table
-
-    from llm_duel_env.benchmark.run_config import env_spec, list_envs
-
-    table = Table("environment", "task", title="environments", title_justify="left")
-    for name in list_envs():
-        table.add_row(name, str(env_spec(name).kwargs.get("task", "")))
-    return table
-
-
-def _losses() -> Any:
-    from rich.table import Table
-
-    from llm_duel_env.benchmark.registry import list_losses
-
-    table = Table("loss", "what it is", title="direct optimizers", title_justify="left")
-    for name, says in list_losses().items():
-        table.add_row(name, says)
-    return table
-
-
-def _suites() -> Any:
-    from rich.table import Table
-
-    from llm_duel_env.benchmark.suite import list_suites, load_suite
-
-    table = Table("suite", "runs", "queries", title="suites", title_justify="left")
-    for name in list_suites():
-        runs = load_suite(name, "runs")
-        table.add_row(name, str(len(runs)), str(sum(run.budget for run in runs)))
-    return table
 
 
 if __name__ == "__main__":
