@@ -56,7 +56,7 @@ class TinyTLDR(Task):
         if oracle not in ("utility", "reward_model"):
             raise ValueError(f"oracle: expected 'utility' or 'reward_model', got {oracle!r}")
         self.assets = Path(assets).expanduser() if assets else ASSETS
-        for part in ("policy", "heldout.jsonl"):
+        for part in ("policy", "encoder", "heldout.jsonl"):
             if not (self.assets / part).exists():
                 raise FileNotFoundError(f"{self.assets}: expected TinyTLDR's assets, {part} is missing")
         self.train_prompts = language.TRAIN_PROMPTS
@@ -104,8 +104,8 @@ class TinyTLDR(Task):
         return np.array([language.optimum(self._prompt(int(i)))[1] for i in np.asarray(prompt_ids)], np.float64)
 
     def fingerprint(self) -> str:
-        """Of the policy, the stored references, and the reward model where it is the oracle."""
-        models = ("policy", "reward_model") if self.learned_oracle else ("policy",)
+        """Of the policy, the encoder, the stored references, and the reward model where it is the oracle."""
+        models = ("policy", "encoder", "reward_model") if self.learned_oracle else ("policy", "encoder")
         return digest(self.name, *(self.assets / part for part in (*models, "heldout.jsonl", "references_train.jsonl")))
 
     def view(self) -> TaskView:
