@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from benchmark_helpers import config, sea, silent, untimed
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from llm_duel_env.benchmark.runner import run
 
@@ -74,6 +75,17 @@ def test_killed_at_random_times(tmp_path):
     fates = killed(broken, [*(("time", float(s)) for s in seconds), ("never", 0)])
     assert fates[-1] == 0
     assert_same(whole.folder, broken.folder)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_tensorboard_shows_no_round_twice_after_a_resume(tmp_path):
+    told = config(tmp_path / "run", checkpoint_every=0.1)
+    assert killed(told, [("bought", 9), ("never", 0)]) == [signal.SIGKILL, 0]
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    rounds = [line["queries"] for line in untimed(told.folder) if line["kind"] == "round"]
+    assert [event.step for event in events.Scalars("round/shown")] == rounds
+    assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 2  # two sittings
 
 
 @pytest.mark.usefixtures("one_thread")
