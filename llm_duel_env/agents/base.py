@@ -95,7 +95,7 @@ class Agent(ABC):
         self.policy.load(folder / "policy")
         state = json.loads((folder / "agent.json").read_text())
         self.round, self.queries = state["round"], state["queries"]
-        self.clock.seconds = dict(state["seconds"])
+        self.clock.seconds = dict(state.get("seconds", {}))  # checkpoints of earlier versions keep none
 
 
 def config_from(config_class: type, overrides: dict) -> AgentConfig:

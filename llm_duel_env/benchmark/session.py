@@ -195,7 +195,7 @@ class Session:
         self.core.load_state_dict(state["env"])
         self.observation = self.core.observe()
         self.time.update(state["time"])
-        self.core.seconds.update(state["env_seconds"])
+        self.core.seconds.update(state.get("env_seconds", {}))  # checkpoints of earlier versions keep none
         # JSON says NaN as null.
         self.sums.update({name: float("nan") if value is None else value for name, value in state["sums"].items()})
         self.curve, self.marks = state["curve"], state["marks"]
