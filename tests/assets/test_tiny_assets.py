@@ -27,8 +27,6 @@ def policy():
 
 @pytest.fixture(scope="module")
 def reward_model():
-    if not (ROOT / "reward_model").exists():
-        pytest.skip("the reward model is not built yet")
     return AutoModelForSequenceClassification.from_pretrained(ROOT / "reward_model").eval()
 
 
@@ -41,7 +39,7 @@ def heldout():
 def test_assets_are_small_and_ordinary_folders():
     files = [path for path in ROOT.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 12e6
-    for folder in {"policy", "reward_model"} & {path.name for path in ROOT.iterdir()}:
+    for folder in ("policy", "encoder", "reward_model"):
         names = {path.name for path in (ROOT / folder).iterdir()}
         assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= names
     assert (ROOT / "policy" / "generation_config.json").exists()
@@ -109,11 +107,11 @@ def test_the_policy_can_do_the_task_and_mostly_does_not(tokenizer, policy, heldo
     # Prompts that the build did not measure (its table is of the first 256), and wider margins: the sample is small.
     measured = measure_policy(policy, tokenizer, [row["prompt"] for row in heldout[256:280]], seed=0)
     assert measured["stated_facts_in_post"] >= 0.88
-    assert measured["best_of_64_reaches_90_percent"] >= 0.5
+    assert measured["best_of_64_reaches_90_percent"] >= 0.7
     assert measured["distinct_of_20"] >= 10
     assert measured["mean_utility"] < 0.6 * measured["mean_optimum"]
     assert 0.7 < measured["utility_std_within_prompt"] < 1.5
-    assert measured["mean_utility_good"] > measured["mean_utility_bad"]
+    assert measured["mean_utility_good"] > measured["mean_utility"] > measured["mean_utility_bad"]
 
 
 def test_the_reward_model_agrees_with_the_utility(tokenizer, policy, reward_model, heldout):
@@ -140,5 +138,4 @@ REQUIRED = {
 @pytest.mark.parametrize("key", REQUIRED)
 def test_the_measured_table_meets_the_requirement(key):
     measured = json.loads((ROOT / "measured.json").read_text(encoding="utf-8"))
-    if measured.get(key, 0.0) < REQUIRED[key]:
-        pytest.xfail(f"known shortfall: {key} is {measured.get(key, 'not measured')}, required {REQUIRED[key]}")
+    assert measured[key] >= REQUIRED[key]
