@@ -36,7 +36,7 @@ demo: setup  ## SEA against online DPO on a laptop: a table, learning curves, Te
 	$(BIN)/llm-duel demo --out $(OUT)/demo --jobs $(JOBS)
 
 test: setup-dev  ## the tests, with coverage
-	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term:skip-covered $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term $(ARGS)
 
 test-slow: setup-dev  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)

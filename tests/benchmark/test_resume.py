@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from benchmark_helpers import config, sea, silent, untimed
+from benchmark_helpers import SMALL_ERM, config, sea, silent, untimed
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from llm_duel_env.benchmark.runner import run
@@ -108,3 +108,15 @@ def test_a_finished_run_says_so(tmp_path):
     again = run(told, resume=True, say=lines.append)
     assert again == result
     assert "already finished" in lines[0]
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_language_model_killed_and_resumed_is_the_same_bit_for_bit(tmp_path):
+    overrides = {"policy.learning_rate": 1e-3, "candidates": 3, "burn_in": 0.1} | SMALL_ERM | {"reward_model.start": 4}
+    told = {"env": "duel/TinyTLDR-v0", "env_kwargs": {}, "overrides": overrides, "agent": "sea", "budget": 16}
+    whole = config(tmp_path / "whole", batch=4, eval_every=0.5, eval_prompts=4, **told)
+    run(whole, say=silent)
+    broken = dataclasses.replace(whole, folder=str(tmp_path / "broken"), checkpoint_every=0.01)
+    fates = killed(broken, [("bought", 3), ("half a checkpoint", 1), ("never", 0)])
+    assert fates == [signal.SIGKILL] * 2 + [0]
+    assert_same(whole.folder, broken.folder)

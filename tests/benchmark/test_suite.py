@@ -50,7 +50,8 @@ def test_the_demo_is_what_the_readme_promises():
         for env in ("duel/TinyTLDR-v0", "duel/Synthetic-v0")
         for agent in ("uniform", "offline_dpo", "online_dpo", "sea")
     }
-    assert {run.budget for run in runs} == {2000}
+    assert {(run.env, run.budget) for run in runs} == {("duel/TinyTLDR-v0", 2000), ("duel/Synthetic-v0", 1000)}
+    assert {run.seed for run in runs if run.env == "duel/Synthetic-v0"} == set(range(5))
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ TRAIN = language.TRAIN_PROMPTS
 def assets(tmp_path):
     """A folder with stored references, as the builder writes it; the models are not needed here."""
     (tmp_path / "policy").mkdir()
+    (tmp_path / "encoder").mkdir()
     rows = [{"prompt_id": k, "prompt": language.heldout_prompt(k), "reference": f"reference {k}"} for k in range(6)]
     (tmp_path / "heldout.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path
