@@ -13,6 +13,7 @@ from scipy.special import expit
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from llm_duel_env.oracles.base import Oracle, OracleError
+from llm_duel_env.quiet import no_progress_bars
 from llm_duel_env.types import Observation
 
 Text = tuple[str, str]
@@ -177,6 +178,7 @@ class RewardModelOracle(Oracle):
         return logits[:, 0].float().cpu().numpy().astype(np.float64)
 
 
+@no_progress_bars()
 def _load(model: str | os.PathLike[str], dtype: torch.dtype) -> Any:
     """The classifier in evaluation mode; refuses one whose head would be random."""
     classifier, loading = AutoModelForSequenceClassification.from_pretrained(

@@ -22,6 +22,7 @@ from llm_duel_env.agents.policies.samplers.torch_sampler import sample_tokens
 from llm_duel_env.agents.policies.scoring import features, log_probs
 from llm_duel_env.agents.policies.shared_prefix import works
 from llm_duel_env.agents.policies.tokens import Tokens, end_tokens
+from llm_duel_env.quiet import no_progress_bars
 from llm_duel_env.randomness import generator
 from llm_duel_env.tasks.base import TaskView
 from llm_duel_env.timing import Stopwatch
@@ -35,13 +36,19 @@ FEATURE_PROMPTS, FEATURE_SAMPLES = 64, 4
 """Training prompts, and the encoder's samples for each, that the features are standardised on."""
 
 
+@no_progress_bars()
 def load_model(name: str, device: torch.device) -> PreTrainedModel:
     """A causal language model in float32 and eval mode (no dropout, ever), from a folder or the hub; no remote code."""
     config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     # Only eager attention knows Gemma 2's cap of the attention scores.
     attention = "eager" if getattr(config, "attn_logit_softcapping", None) else None
     model: Any = AutoModelForCausalLM.from_pretrained(
-        name, config=config, dtype=torch.float32, attn_implementation=attention, trust_remote_code=False
+        name,
+        config=config,
+        dtype=torch.float32,
+        attn_implementation=attention,
+        trust_remote_code=False,
+        use_safetensors=True,
     )
     return model.to(device).eval()
 
@@ -288,6 +295,7 @@ class LanguageModelPolicy(Policy):
             self.reference.load_state_dict(self.model.state_dict())
         self.reference_version += 1
 
+    @no_progress_bars()
     def save(self, folder: Path) -> None:
         """See `Policy.save`. ``model/`` is a model folder like any other: transformers and vLLM load it."""
         folder.mkdir(parents=True, exist_ok=True)
