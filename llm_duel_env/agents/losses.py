@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llm_duel_env.agents.policies.base import DirectOptimizer, PairLogProbs
+from llm_duel_env.agents.policies.base import DirectOptimizer, RankedLogProbs
 from llm_duel_env.types import Metrics
 
 
-def log_ratio_margin(pairs: PairLogProbs) -> Tensor:
+def log_ratio_margin(pairs: RankedLogProbs) -> Tensor:
     """h, (B,)."""
     ratio = pairs.policy - pairs.reference
     return ratio[:, 0] - ratio[:, 1]
@@ -28,19 +28,19 @@ def _report(loss: Tensor, margin: Tensor) -> tuple[Tensor, Metrics]:
     return loss.mean(), {"margin": float(margin.mean()), "accuracy": float((margin > 0).float().mean())}
 
 
-def dpo(pairs: PairLogProbs, *, beta: float) -> tuple[Tensor, Metrics]:
+def dpo(pairs: RankedLogProbs, *, beta: float) -> tuple[Tensor, Metrics]:
     """-log sigmoid(beta h): Direct Preference Optimization (arXiv 2305.18290, eq. 7)."""
     h = log_ratio_margin(pairs)
     return _report(-F.logsigmoid(beta * h), h)
 
 
-def ipo(pairs: PairLogProbs, *, beta: float) -> tuple[Tensor, Metrics]:
+def ipo(pairs: RankedLogProbs, *, beta: float) -> tuple[Tensor, Metrics]:
     """(h - 1 / (2 beta))^2: Identity Preference Optimization (arXiv 2310.12036, eq. 17), sums of log-probs as there."""
     h = log_ratio_margin(pairs)
     return _report((h - 1.0 / (2.0 * beta)) ** 2, h)
 
 
-def slic(pairs: PairLogProbs, *, beta: float) -> tuple[Tensor, Metrics]:
+def slic(pairs: RankedLogProbs, *, beta: float) -> tuple[Tensor, Metrics]:
     """max(0, 1 - beta h): the hinge that SEA (arXiv 2411.01493, eq. 12) and OAIF (arXiv 2402.04792) call SLiC."""
     h = log_ratio_margin(pairs)
     return _report(torch.relu(1.0 - beta * h), h)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from llm_duel_env.agents.losses import LOSSES, direct_optimizer, log_ratio_margin
-from llm_duel_env.agents.policies.base import PairLogProbs
+from llm_duel_env.agents.policies.base import RankedLogProbs
 
 log_probs = arrays(np.float64, (5, 2), elements=st.floats(-50, 0))
 betas = st.floats(0.01, 2.0)
@@ -32,7 +32,9 @@ def plain(name, policy, reference, beta):
 
 def pairs(policy, reference):
     reference = torch.as_tensor(reference)
-    return PairLogProbs(policy, reference, torch.ones(reference.shape), torch.zeros(reference.shape, dtype=torch.bool))
+    return RankedLogProbs(
+        policy, reference, torch.ones(reference.shape), torch.zeros(reference.shape, dtype=torch.bool)
+    )
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from llm_duel_env.agents.policies.ranked import DirectOptimizer, RankedLogProbs, TokenLogProbs
 from llm_duel_env.types import Candidates, Metrics, Observation, Preferences
+
+__all__ = ["DirectOptimizer", "Policy", "PolicyConfig", "RankedLogProbs", "TokenLogProbs", "learning_rate"]
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,8 @@ class PolicyConfig:
     temperature: float = 0.7
     """Sampling temperature for duels (paper: 0.7)."""
     encoder: str = "policy"
-    """Whose frozen features `embed` gives (language models): policy, the supervised policy's own; task, the encoder that
-    the task offers; or a model folder with the same tokenizer (paper: PairRM, a model trained to compare responses)."""
+    """Whose frozen features `embed` gives (language models): policy, the supervised policy's own; task, the encoder
+    that the task offers; or a model folder with the same tokenizer (paper: PairRM, trained to compare responses)."""
 
     def __post_init__(self) -> None:
         for name in ("passes", "batch", "microbatch"):
@@ -50,32 +53,6 @@ class PolicyConfig:
                 raise ValueError(f"policy.{name}: expected a positive number, got {getattr(self, name)}")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"policy.warmup: expected a share of the budget in [0, 1), got {self.warmup}")
-
-
-@dataclass(frozen=True)
-class PairLogProbs:
-    """B pairs as a direct optimizer sees them; column 0 is the winner, column 1 the loser."""
-
-    policy: Tensor
-    """(B, 2) sequence log-probabilities under the policy, with gradient."""
-    reference: Tensor
-    """(B, 2) the same under the reference policy, without gradient."""
-    lengths: Tensor
-    """(B, 2) response tokens, EOS included; ones on finite tasks."""
-    from_reference: Tensor
-    """(B, 2) bool: the response was drawn from the reference policy."""
-
-    def __post_init__(self) -> None:
-        shape = self.policy.shape
-        if len(shape) != 2 or shape[1] != 2:
-            raise ValueError(f"policy: expected (B, 2), got {tuple(shape)}")
-        for name in ("reference", "lengths", "from_reference"):
-            if getattr(self, name).shape != shape:
-                raise ValueError(f"{name}: expected {tuple(shape)}, got {tuple(getattr(self, name).shape)}")
-
-
-DirectOptimizer = Callable[[PairLogProbs], tuple[Tensor, Metrics]]
-"""A loss over pairs: the mean over the B pairs (a scalar with gradient), and what to log."""
 
 
 class Policy(ABC):
@@ -119,20 +96,72 @@ class Policy(ABC):
         """Features of each (prompt, response) under the frozen encoder: (M, N, D) float32, without gradient."""
 
     @abstractmethod
-    def update(
-        self, loss: DirectOptimizer, preferences: Preferences, *, progress: float, key: tuple[int | str, ...]
+    def learn(
+        self,
+        loss: DirectOptimizer,
+        ranked: Candidates,
+        *,
+        progress: float,
+        key: tuple[int | str, ...],
+        scores: np.ndarray | None = None,
+        bonus: Candidates | None = None,
     ) -> Metrics:
-        """Trains on the preferences that have a winner: `passes` passes in batches, shuffled by `key`.
+        """Trains on B >= 1 ranked lists: `passes` passes in batches, shuffled by `key`.
 
         Args:
-            loss: called on each microbatch; its mean over pairs is weighted by the microbatch's share of the batch.
-            preferences: ties and unlabelled pairs are left out; with none left nothing changes and {} is returned.
+            loss: called on each microbatch; its mean over rows is weighted by the microbatch's share of the batch.
+            ranked: (B, n), the best response of each prompt in column 0.
             progress: share of the query budget spent, in [0, 1]; sets the learning rate.
             key: names the shuffle.
+            scores: (B, n) finite scalar rewards, where the method has them.
+            bonus: (B, 1), one more response to each prompt, for an exploration bonus.
 
         Returns:
-            Means of the loss's metrics, with ``loss``, ``grad_norm``, ``learning_rate``, ``gradient_steps``, ``pairs``.
+            Means of the loss's metrics, with ``loss``, ``grad_norm``, ``learning_rate``, ``gradient_steps``, ``pairs``
+            (the B rows).
+
+        Raises:
+            ValueError: shapes or prompts that do not fit, or scores that are not finite.
+            FloatingPointError: a gradient is not finite; the weights are left as they were before its step.
         """
+
+    def update(
+        self,
+        loss: DirectOptimizer,
+        preferences: Preferences,
+        *,
+        progress: float,
+        key: tuple[int | str, ...],
+        scores: np.ndarray | None = None,
+        bonus: Candidates | None = None,
+    ) -> Metrics:
+        """`learn` on the duels that have a winner, the winner first.
+
+        Args:
+            loss: see `learn`.
+            preferences: M duels; ties and unlabelled ones are left out, with their scores and bonus responses. With
+                none left nothing changes and {} is returned.
+            progress: see `learn`.
+            key: see `learn`.
+            scores: (M, 2) scalar rewards in the order in which the responses were shown.
+            bonus: (M, 1), one more response to each prompt.
+
+        Returns:
+            See `learn`.
+        """
+        if scores is not None and scores.shape != preferences.pair.shape:
+            raise ValueError(f"scores: expected {preferences.pair.shape}, got {scores.shape}")
+        if bonus is not None and bonus.shape != (len(preferences), 1):
+            raise ValueError(f"bonus: expected {(len(preferences), 1)}, got {bonus.shape}")
+        decided = (preferences.first_wins == 0) | (preferences.first_wins == 1)
+        kept = preferences.decided()
+        if not len(kept):
+            return {}
+        if scores is not None:
+            scores = np.where(kept.first_wins[:, None] == 1, scores[decided], scores[decided][:, ::-1])
+        if bonus is not None:
+            bonus = bonus.rows(decided)
+        return self.learn(loss, kept.ordered(), progress=progress, key=key, scores=scores, bonus=bonus)
 
     @abstractmethod
     def diagnose(self, observation: Observation, key: tuple[int | str, ...]) -> Metrics:
@@ -150,6 +179,10 @@ class Policy(ABC):
     def move_reference(self) -> None:
         """Makes the present policy the reference (SELM, APL); the encoder stays."""
         raise ValueError(f"{type(self).__name__} keeps its reference")
+
+    def reset(self) -> None:
+        """Puts weights and optimizer back to the start (APL); reference, encoder and counters stay."""
+        raise ValueError(f"{type(self).__name__} cannot be reset")
 
 
 def learning_rate(config: PolicyConfig, progress: float) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +13,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from llm_duel_env.agents.policies.base import DirectOptimizer, PairLogProbs, Policy, PolicyConfig, learning_rate
+from llm_duel_env.agents.policies.base import DirectOptimizer, Policy, PolicyConfig
+from llm_duel_env.agents.policies.learners.lesson import prepare
+from llm_duel_env.agents.policies.learners.loop import train
+from llm_duel_env.agents.policies.learners.torch_learner import TorchLearner
 from llm_duel_env.randomness import generator, torch_generator, uniforms, visits
 from llm_duel_env.tasks.base import TaskView
-from llm_duel_env.types import Candidates, Metrics, Observation, Preferences
+from llm_duel_env.types import Candidates, Metrics, Observation
 
 HIDDEN = 64
 OUTER_LIMIT = 1024  # largest C * D for which every product x_c a_d is a feature
 STATISTICS_PROMPTS = 256
 STD_FLOOR = 1e-6
-ADAM = ("step", "exp_avg", "exp_avg_sq")
 
 
 class CandidateScorer(nn.Module):
@@ -101,13 +104,8 @@ class CandidatePolicy(Policy):
         self._measure(task.observe(np.arange(min(STATISTICS_PROMPTS, task.train_prompts))))
         self.reference = copy.deepcopy(self.scorer).requires_grad_(False)
         self.reference_version = 0
-        self.optimizer = torch.optim.AdamW(
-            self.scorer.parameters(),
-            lr=config.learning_rate,
-            betas=config.betas,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
+        self.learner = TorchLearner(self.scorer, config, fused=True)
+        self._start = copy.deepcopy(self.scorer.state_dict())  # for `reset`
 
     def _measure(self, observation: Observation) -> None:
         """Fixes the statistics that standardise inputs and features."""
@@ -173,58 +171,31 @@ class CandidatePolicy(Policy):
         chosen = vectors[torch.arange(len(vectors))[:, None], torch.from_numpy(candidates.responses)]
         return (self.scorer.features(context, chosen) - self.feature_mean) / self.feature_std
 
-    def update(
-        self, loss: DirectOptimizer, preferences: Preferences, *, progress: float, key: tuple[int | str, ...]
+    @property
+    def gradient_steps(self) -> int:
+        """Optimizer steps so far."""
+        return self.learner.gradient_steps
+
+    def learn(
+        self,
+        loss: DirectOptimizer,
+        ranked: Candidates,
+        *,
+        progress: float,
+        key: tuple[int | str, ...],
+        scores: np.ndarray | None = None,
+        bonus: Candidates | None = None,
     ) -> Metrics:
-        """See `Policy.update`."""
-        preferences = preferences.decided()
-        if not len(preferences):
-            return {}
-        pairs = preferences.ordered()
-        rate = learning_rate(self.config, progress)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        draw = generator(self.seed, "shuffle", *key)
-        totals: dict[str, float] = {}
-        norms: list[float] = []
-        for _ in range(self.config.passes):
-            order = draw.permutation(len(preferences))
-            for start in range(0, len(order), self.config.batch):
-                rows = order[start : start + self.config.batch]
-                norms.append(self._step(loss, pairs.rows(rows), totals))
-        seen = self.config.passes * len(preferences)
-        return {name: total / seen for name, total in totals.items()} | {
-            "grad_norm": float(np.mean(norms)),
-            "learning_rate": rate,
-            "gradient_steps": float(len(norms)),
-            "pairs": float(len(preferences)),
-        }
+        """See `Policy.learn`. A response is one token."""
+        lesson = prepare(loss, ranked, scores, bonus, torch.no_grad()(partial(self._score, self.reference)))
+        rng = generator(self.seed, "shuffle", *key)
+        score = partial(self._score, self.scorer)
+        return train(self.learner, loss, lesson, score, config=self.config, progress=progress, rng=rng)
 
-    def _step(self, loss: DirectOptimizer, pairs: Candidates, totals: dict[str, float]) -> float:
-        """One optimizer step on (B, 2) pairs; adds loss and metrics times their pairs to `totals`, returns the norm."""
-        self.optimizer.zero_grad(set_to_none=True)
-        b = len(pairs.responses)
-        for start in range(0, b, self.config.microbatch):
-            part = pairs.rows(np.arange(start, min(start + self.config.microbatch, b)))
-            value, metrics = loss(self._pair_log_probs(part))
-            share = len(part.responses)
-            (value * (share / b)).backward()
-            for name, number in {"loss": float(value.detach()), **metrics}.items():
-                totals[name] = totals.get(name, 0.0) + number * share
-        norm = nn.utils.clip_grad_norm_(self.scorer.parameters(), self.config.grad_clip)
-        if not torch.isfinite(norm):
-            raise FloatingPointError(f"the policy's gradient norm is {float(norm)}; its weights were left as they were")
-        self.optimizer.step()
-        return float(norm)
-
-    def _pair_log_probs(self, pairs: Candidates) -> PairLogProbs:
-        tags = np.zeros(pairs.shape, bool) if pairs.from_reference is None else pairs.from_reference
-        return PairLogProbs(
-            policy=self._gather(self.scorer, pairs),
-            reference=self.reference_log_prob(pairs),
-            lengths=torch.ones(pairs.shape),
-            from_reference=torch.from_numpy(tags),
-        )
+    def _score(self, scorer: CandidateScorer, candidates: Candidates, per_token: bool) -> Tensor:
+        """See `Score`."""
+        values = self._gather(scorer, candidates)
+        return values[..., None] if per_token else values
 
     @torch.no_grad()
     def diagnose(self, observation: Observation, key: tuple[int | str, ...]) -> Metrics:
@@ -241,16 +212,19 @@ class CandidatePolicy(Policy):
         self.reference = copy.deepcopy(self.scorer).requires_grad_(False)
         self.reference_version += 1
 
+    def reset(self) -> None:
+        """See `Policy.reset`."""
+        self.scorer.load_state_dict(self._start)
+        self.learner.reset()
+
     def save(self, folder: Path) -> None:
         """See `Policy.save`."""
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"policy.{name}": value for name, value in self.scorer.state_dict().items()}
         tensors |= {f"reference.{name}": value for name, value in self.reference.state_dict().items()}
         tensors |= {"feature_mean": self.feature_mean, "feature_std": self.feature_std}
-        for name, parameter in self.scorer.named_parameters():
-            for moment, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"adam.{moment}.{name}"] = value
         save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "policy.safetensors")
+        self.learner.save(folder)
         (folder / "policy.json").write_text(json.dumps({"reference_version": self.reference_version}))
 
     def load(self, folder: Path) -> None:
@@ -259,11 +233,7 @@ class CandidatePolicy(Policy):
         for prefix, scorer in (("policy.", self.scorer), ("reference.", self.reference)):
             scorer.load_state_dict({n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)})
         self.feature_mean, self.feature_std = tensors["feature_mean"], tensors["feature_std"]
-        for name, parameter in self.scorer.named_parameters():
-            moments = {m: tensors[f"adam.{m}.{name}"] for m in ADAM if f"adam.{m}.{name}" in tensors}
-            self.optimizer.state.pop(parameter, None)
-            if moments:
-                self.optimizer.state[parameter] = moments
+        self.learner.load(folder)
         self.reference_version = json.loads((folder / "policy.json").read_text())["reference_version"]
 
 

@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import copy
 import json
-from collections import Counter
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from llm_duel_env.agents.policies.base import DirectOptimizer, Policy, PolicyConfig
+from llm_duel_env.agents.policies.encoder import FrozenEncoder, load_encoder, load_model
+from llm_duel_env.agents.policies.learners.lesson import prepare
+from llm_duel_env.agents.policies.learners.loop import train
 from llm_duel_env.agents.policies.learners.torch_learner import TorchLearner
-from llm_duel_env.agents.policies.samplers.torch_sampler import sample_tokens
-from llm_duel_env.agents.policies.scoring import features, log_probs
+from llm_duel_env.agents.policies.samplers.torch_sampler import keyed_uniforms, sample_tokens
+from llm_duel_env.agents.policies.scoring import log_probs
 from llm_duel_env.agents.policies.shared_prefix import works
 from llm_duel_env.agents.policies.tokens import Tokens, end_tokens
 from llm_duel_env.quiet import no_progress_bars
 from llm_duel_env.randomness import generator
 from llm_duel_env.tasks.base import TaskView
 from llm_duel_env.timing import Stopwatch
-from llm_duel_env.types import Candidates, Metrics, Observation, Preferences, batch_size
+from llm_duel_env.types import Candidates, Metrics, Observation, batch_size
 
 SAMPLE_ROWS = 2048
 """Responses sampled at a time, at most."""
@@ -34,23 +35,6 @@ SAMPLE_LOGITS = 1 << 27
 """Logits of one step of sampling, at most; fewer responses at a time where the vocabulary is large."""
 FEATURE_PROMPTS, FEATURE_SAMPLES = 64, 4
 """Training prompts, and the encoder's samples for each, that the features are standardised on."""
-
-
-@no_progress_bars()
-def load_model(name: str, device: torch.device) -> PreTrainedModel:
-    """A causal language model in float32 and eval mode (no dropout, ever), from a folder or the hub; no remote code."""
-    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    # Only eager attention knows Gemma 2's cap of the attention scores.
-    attention = "eager" if getattr(config, "attn_logit_softcapping", None) else None
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        name,
-        config=config,
-        dtype=torch.float32,
-        attn_implementation=attention,
-        trust_remote_code=False,
-        use_safetensors=True,
-    )
-    return model.to(device).eval()
 
 
 class LanguageModelPolicy(Policy):
@@ -97,29 +81,17 @@ class LanguageModelPolicy(Policy):
         self.encoder = copy.deepcopy(self.model)
         self.reference = self.encoder
         self.reference_version = 0
-        with self._precision():
-            self.share_prefix = works(self.encoder, tolerance=0.1 if self.bf16 else 1e-3)
-        self.embedder, self.share_embedder_prefix = self._load_embedder()
+        self.share_prefix = self._can_share_prefix(self.encoder)
+        if config.encoder == "policy":
+            self.embedder = FrozenEncoder(self.encoder, self._precision, self.share_prefix)
+        else:
+            other = load_encoder(config.encoder, task, self.tokenizer, self.device)
+            self.embedder = FrozenEncoder(other, self._precision, self._can_share_prefix(other))
+        self.feature_size = self.embedder.feature_size
         self.learner = TorchLearner(self.model, config)
-        self.feature_size = int(self.embedder.config.get_text_config().hidden_size) + 4
-        self._feature_statistics: Tensor | None = None
         self.generated_tokens = 0
         """Tokens of all responses that `sample` gave; greedy decoding and diagnosis are not counted."""
         self.clock = Stopwatch()
-
-    def _load_embedder(self) -> tuple[PreTrainedModel, bool]:
-        """The model that features come from, frozen, and whether it can share prefixes."""
-        if self.config.encoder == "policy":
-            return self.encoder, self.share_prefix
-        folder = self.task.encoder if self.config.encoder == "task" else self.config.encoder
-        if folder is None:
-            raise ValueError(f"policy.encoder: task {self.task.name} offers no encoder; take 'policy' or a model folder")
-        vocabulary = AutoTokenizer.from_pretrained(folder, trust_remote_code=False).get_vocab()
-        if vocabulary != self.tokenizer.get_vocab():
-            raise ValueError(f"policy.encoder: {folder} has another vocabulary than the policy, {self.task.model}")
-        embedder = load_model(folder, self.device)
-        with self._precision():
-            return embedder, works(embedder, tolerance=0.1 if self.bf16 else 1e-3)
 
     def _prompt_limit(self, task: TaskView) -> int:
         context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
@@ -130,6 +102,10 @@ class LanguageModelPolicy(Policy):
             got = f"max_prompt_tokens {task.max_prompt_tokens} + max_new_tokens {task.max_new_tokens}"
             raise ValueError(f"{task.model}: expected at most {context} tokens (its context), got {got}")
         return task.max_prompt_tokens
+
+    def _can_share_prefix(self, model: PreTrainedModel) -> bool:
+        with self._precision():
+            return works(model, tolerance=0.1 if self.bf16 else 1e-3)
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -184,7 +160,7 @@ class LanguageModelPolicy(Policy):
         limit = self.tokens.max_new_tokens
         vocabulary = int(model.config.get_text_config().vocab_size)
         group = max(min(SAMPLE_ROWS, SAMPLE_LOGITS // vocabulary) // n, 1)
-        uniform = None if stream is None else _uniforms(stream, observation["prompt_id"], n, limit)
+        uniform = None if stream is None else keyed_uniforms(stream, observation["prompt_id"], n, limit)
         parts = []
         for start in range(0, len(prompts), group):
             draws = None if uniform is None else torch.from_numpy(uniform[start : start + group]).to(self.device)
@@ -217,73 +193,64 @@ class LanguageModelPolicy(Policy):
     def log_prob(self, candidates: Candidates) -> Tensor:
         """See `Policy.log_prob`: (M, N) float32 on the CPU."""
         with torch.no_grad():
-            return self._log_prob(self.model, candidates).cpu()
+            return self._score(self.model, candidates).cpu()
 
     def reference_log_prob(self, candidates: Candidates) -> Tensor:
         """See `Policy.reference_log_prob`: (M, N) float32 on the CPU."""
         if candidates.reference_log_prob is not None and candidates.reference_version == self.reference_version:
             return torch.from_numpy(candidates.reference_log_prob)
         with torch.no_grad(), self.clock("reference"):
-            return self._log_prob(self.reference, candidates).cpu()
+            return self._score(self.reference, candidates).cpu()
 
     def _tensors(self, candidates: Candidates) -> tuple[Tensor, Tensor]:
         if candidates.tokens is None or candidates.lengths is None:
             raise ValueError("these candidates carry no token ids; make them with sample() or from_text()")
         return torch.from_numpy(candidates.tokens).to(self.device), torch.from_numpy(candidates.lengths).to(self.device)
 
-    def _log_prob(self, model: PreTrainedModel, candidates: Candidates) -> Tensor:
-        prompts = self._prompts(candidates.observation)
+    def _score(self, model: PreTrainedModel, candidates: Candidates, per_token: bool = False) -> Tensor:
+        """See `Score`."""
+        prompts, (tokens, lengths) = self._prompts(candidates.observation), self._tensors(candidates)
         with self._precision():
-            return log_probs(model, prompts, *self._tensors(candidates), share_prefix=self.share_prefix)
+            return log_probs(model, prompts, tokens, lengths, share_prefix=self.share_prefix, per_token=per_token)
 
     def embed(self, candidates: Candidates) -> Tensor:
-        """See `Policy.embed`: on the CPU, each feature standardised on the encoder's own samples."""
+        """See `Policy.embed`: on the CPU, standardised on the encoder's own samples, the same for every seed."""
         with self.clock("embed"):
-            if self._feature_statistics is None:
-                self._feature_statistics = self._measure_features()
-            mean, scale = self._feature_statistics
-            return (self._features(candidates) - mean) / scale
+            if self.embedder.statistics is None:
+                observation = self.task.observe(np.arange(min(FEATURE_PROMPTS, self.task.train_prompts)))
+                samples = self._generate(self.encoder, observation, FEATURE_SAMPLES, 1.0, (0, "feature statistics"))
+                self.embedder.measure(self._prompts(observation), *self._tensors(samples))
+            return self.embedder(self._prompts(candidates.observation), *self._tensors(candidates))
 
-    def _features(self, candidates: Candidates) -> Tensor:
-        prompts = self._prompts(candidates.observation)
-        with self._precision():
-            return features(
-                self.embedder, prompts, *self._tensors(candidates), share_prefix=self.share_embedder_prefix
-            ).cpu()  # fmt: skip
-
-    def _measure_features(self) -> Tensor:
-        """(2, D): mean and standard deviation of features, the same for every seed and every agent."""
-        observation = self.task.observe(np.arange(min(FEATURE_PROMPTS, self.task.train_prompts)))
-        samples = self._generate(self.encoder, observation, FEATURE_SAMPLES, 1.0, (0, "feature statistics"))
-        flat = self._features(samples).flatten(0, 1)
-        return torch.stack([flat.mean(0), flat.std(0).clamp(min=1e-4)])
-
-    def update(
-        self, loss: DirectOptimizer, preferences: Preferences, *, progress: float, key: tuple[int | str, ...]
+    def learn(
+        self,
+        loss: DirectOptimizer,
+        ranked: Candidates,
+        *,
+        progress: float,
+        key: tuple[int | str, ...],
+        scores: np.ndarray | None = None,
+        bonus: Candidates | None = None,
     ) -> Metrics:
-        """See `Policy.update`. FloatingPointError where training diverges."""
-        decided = preferences.decided()
-        if len(decided) == 0:
-            return {}
-        pairs = decided.ordered()
-        reference = self.reference_log_prob(pairs).to(self.device)
+        """See `Policy.learn`."""
+        lesson = prepare(loss, ranked, scores, bonus, self._reference_score)
+        rng, score = generator(self.seed, *key), partial(self._score, self.model)
         with self.clock("learn"):
-            return self.learner.update(
-                loss,
-                pairs,
-                reference,
-                lambda part: self._log_prob(self.model, part),
-                progress=progress,
-                rng=generator(self.seed, *key),
-            )
+            return train(self.learner, loss, lesson, score, config=self.config, progress=progress, rng=rng)
+
+    def _reference_score(self, candidates: Candidates, per_token: bool) -> Tensor:
+        if not per_token:
+            return self.reference_log_prob(candidates).to(self.device)
+        with torch.no_grad(), self.clock("reference"):
+            return self._score(self.reference, candidates, per_token=True)
 
     def diagnose(self, observation: Observation, key: tuple[int | str, ...]) -> Metrics:
         """See `Policy.diagnose`."""
         with self.clock("evaluate"), torch.no_grad():
             samples = self._generate(self.model, observation, 1, 1.0, (self.seed, *key))
             assert samples.lengths is not None
-            own = self._log_prob(self.model, samples).double()
-            reference = self._log_prob(self.reference, samples).double()
+            own = self._score(self.model, samples).double()
+            reference = self._score(self.reference, samples).double()
         kl, entropy = float((own - reference).mean()), float(-own.mean())
         return {"kl": kl, "entropy": entropy, "length": float(samples.lengths.mean())}
 
@@ -295,6 +262,11 @@ class LanguageModelPolicy(Policy):
             self.reference.load_state_dict(self.model.state_dict())
         self.reference_version += 1
 
+    def reset(self) -> None:
+        """See `Policy.reset`."""
+        self.model.load_state_dict(self.encoder.state_dict())
+        self.learner.reset()
+
     @no_progress_bars()
     def save(self, folder: Path) -> None:
         """See `Policy.save`. ``model/`` is a model folder like any other: transformers and vLLM load it."""
@@ -303,8 +275,7 @@ class LanguageModelPolicy(Policy):
         self.tokenizer.save_pretrained(folder / "model")
         if self.reference_version:
             self.reference.save_pretrained(folder / "reference")
-        if self._feature_statistics is not None:
-            save_file({"mean_and_scale": self._feature_statistics.contiguous()}, folder / "features.safetensors")
+        self.embedder.save(folder)
         self.learner.save(folder)
         state = {
             "start": self.task.model,
@@ -323,18 +294,6 @@ class LanguageModelPolicy(Policy):
         self.reference = self.encoder
         if self.reference_version:
             self.reference = load_model(str(folder / "reference"), self.device)
-        statistics = folder / "features.safetensors"
-        self._feature_statistics = load_file(statistics)["mean_and_scale"] if statistics.exists() else None
+        self.embedder.load(folder)
         self.generated_tokens = state["generated_tokens"]
         self.clock.seconds = dict(state["seconds"])
-
-
-def _uniforms(stream: tuple, prompt_ids: np.ndarray, n: int, tokens: int) -> np.ndarray:
-    """(M, n, tokens) float64 in [0, 1), one stream per prompt; the second visit to a prompt in a batch has its own."""
-    seed, *key = stream
-    visits: Counter[int] = Counter()
-    draws = np.empty((len(prompt_ids), n, tokens))
-    for row, prompt in enumerate(int(i) for i in prompt_ids):
-        draws[row] = generator(seed, *key, prompt, visits[prompt]).random((n, tokens))
-        visits[prompt] += 1
-    return draws

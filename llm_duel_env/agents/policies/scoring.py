@@ -27,9 +27,15 @@ Prompts = Sequence[Sequence[int]]
 
 
 def log_probs(
-    model: PreTrainedModel, prompts: Prompts, tokens: Tensor, lengths: Tensor, *, share_prefix: bool = True
+    model: PreTrainedModel,
+    prompts: Prompts,
+    tokens: Tensor,
+    lengths: Tensor,
+    *,
+    share_prefix: bool = True,
+    per_token: bool = False,
 ) -> Tensor:
-    """Log-probability of each response, summed over its tokens (EOS included), at temperature 1.
+    """Log-probability of each response at temperature 1: summed over its tokens (EOS included), or token by token.
 
     Args:
         model: a causal language model.
@@ -37,9 +43,10 @@ def log_probs(
         tokens: (M, N, T) response ids on the model's device.
         lengths: (M, N), at least 1.
         share_prefix: whether `shared_prefix.works` for this model.
+        per_token: whether the tokens stay apart.
 
     Returns:
-        (M, N) float32, with gradient where it is enabled.
+        (M, N) float32, or, per token, (M, N, T), 0 behind a response's end; with gradient where it is enabled.
     """
     vocabulary = model.config.get_text_config().vocab_size
 
@@ -55,7 +62,8 @@ def log_probs(
                 if width > 1:
                     logits = torch.cat([logits, _shared(model, prefix, prompt[chunk], y[:, :-1])(model).logits], dim=1)
             inside = torch.arange(width, device=y.device) < ends[chunk, None]
-            yield torch.where(inside, _picked(logits, y), 0.0).sum(1)
+            picked = torch.where(inside, _picked(logits, y), 0.0)
+            yield nn.functional.pad(picked, (0, ids.shape[1] - width)) if per_token else picked.sum(1)
 
     return _by_chunks(score, prompts, tokens, lengths, min(TOKENS, max(LOGITS // vocabulary, 1)))
 

@@ -30,8 +30,8 @@ def test_the_encoder_changes_features_and_nothing_else(task):
     assert features.shape == described.shape == (40, 6, own.feature_size)
     assert not torch.allclose(features, described)
     torch.testing.assert_close(own.reference_log_prob(drawn), other.reference_log_prob(drawn))
-    assert own.embedder is own.encoder
-    assert not any(p is q for p in other.embedder.parameters() for q in other.model.parameters())
+    assert own.embedder.model is own.encoder
+    assert not any(p is q for p in other.embedder.model.parameters() for q in other.model.parameters())
 
 
 def test_the_task_s_encoder_describes_better_than_the_policy(task):

@@ -7,16 +7,33 @@ other responses have ended.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from llm_duel_env.agents.policies.shared_prefix import PrefixRows, ResponseCache, attending, pad_left, prefill
+from llm_duel_env.randomness import generator
 
 RETIRE = 0.25
 """Finished rows are taken out of the batch once they are this share of it."""
+
+
+def keyed_uniforms(stream: tuple, prompt_ids: np.ndarray, n: int, tokens: int) -> np.ndarray:
+    """(M, n, tokens) float64 in [0, 1), one stream per prompt; the second visit to a prompt in a batch has its own.
+
+    `stream` is the seed and the key of the draw.
+    """
+    seed, *key = stream
+    visits: Counter[int] = Counter()
+    draws = np.empty((len(prompt_ids), n, tokens))
+    for row, prompt in enumerate(int(i) for i in prompt_ids):
+        draws[row] = generator(seed, *key, prompt, visits[prompt]).random((n, tokens))
+        visits[prompt] += 1
+    return draws
 
 
 def choose(logits: Tensor, uniform: Tensor | None, temperature: float) -> Tensor:

@@ -1,0 +1,96 @@
+"""Frozen features of (prompt, response), standardised; and how models are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from llm_duel_env.agents.policies.scoring import Prompts, features
+from llm_duel_env.quiet import no_progress_bars
+from llm_duel_env.tasks.base import TaskView
+
+FILE = "features.safetensors"
+
+
+@no_progress_bars()
+def load_model(name: str, device: torch.device) -> PreTrainedModel:
+    """A causal language model in float32 and eval mode (no dropout, ever), from a folder or the hub; no remote code."""
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    # Only eager attention knows Gemma 2's cap of the attention scores.
+    attention = "eager" if getattr(config, "attn_logit_softcapping", None) else None
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        name,
+        config=config,
+        dtype=torch.float32,
+        attn_implementation=attention,
+        trust_remote_code=False,
+        use_safetensors=True,
+    )
+    return model.to(device).eval()
+
+
+def load_encoder(
+    name: str, task: TaskView, tokenizer: PreTrainedTokenizerBase, device: torch.device
+) -> PreTrainedModel:
+    """The model that `PolicyConfig.encoder` names, unless that is the policy.
+
+    Raises:
+        ValueError: the task offers none, or it has another vocabulary than the policy's tokenizer.
+    """
+    folder = task.encoder if name == "task" else name
+    if folder is None:
+        raise ValueError(f"policy.encoder: task {task.name} offers no encoder; take 'policy' or a model folder")
+    if AutoTokenizer.from_pretrained(folder, trust_remote_code=False).get_vocab() != tokenizer.get_vocab():
+        raise ValueError(f"policy.encoder: {folder} has another vocabulary than the policy, {task.model}")
+    return load_model(folder, device)
+
+
+class FrozenEncoder:
+    """Features of responses under a frozen model, standardised on statistics that are measured once.
+
+    Args:
+        model: the frozen model.
+        precision: makes the context in which its matrix products run.
+        share_prefix: whether `shared_prefix.works` for it.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, precision: Callable[[], AbstractContextManager], share_prefix: bool
+    ) -> None:
+        self.model, self.precision, self.share_prefix = model, precision, share_prefix
+        self.feature_size = int(model.config.get_text_config().hidden_size) + 4
+        self.statistics: Tensor | None = None
+        """(2, D): mean and standard deviation of the features; None until `measure`."""
+
+    def raw(self, prompts: Prompts, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """`scoring.features` (M, N, D) on the CPU, not standardised."""
+        with self.precision():
+            return features(self.model, prompts, tokens, lengths, share_prefix=self.share_prefix).cpu()
+
+    def measure(self, prompts: Prompts, tokens: Tensor, lengths: Tensor) -> None:
+        """Takes the statistics from samples."""
+        flat = self.raw(prompts, tokens, lengths).flatten(0, 1)
+        self.statistics = torch.stack([flat.mean(0), flat.std(0).clamp(min=1e-4)])
+
+    def __call__(self, prompts: Prompts, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Standardised features (M, N, D) on the CPU, without gradient."""
+        if self.statistics is None:
+            raise ValueError("the encoder's statistics were not measured yet")
+        mean, scale = self.statistics
+        return (self.raw(prompts, tokens, lengths) - mean) / scale
+
+    def save(self, folder: Path) -> None:
+        """Writes the statistics, where they were measured."""
+        if self.statistics is not None:
+            save_file({"mean_and_scale": self.statistics.contiguous()}, folder / FILE)
+
+    def load(self, folder: Path) -> None:
+        """Restores what `save` wrote."""
+        self.statistics = load_file(folder / FILE)["mean_and_scale"] if (folder / FILE).exists() else None
