@@ -106,6 +106,23 @@ def test_the_list_of_agents_fits_eighty_columns(capsys, monkeypatch):
     assert max(map(len, lines)) <= 80
 
 
+def test_the_list_of_losses_says_what_each_needs_and_fits_eighty_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert command("list", "losses") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    (rdo,) = (line for line in lines if line.split()[1:2] == ["rdo"])
+    assert [cell.strip() for cell in rdo.split("│")[1:-1]] == [
+        "rdo",
+        "arXiv 2408.09385",
+        "reconstructed",
+        "reference, scores",
+    ]
+    (at,) = (k for k, line in enumerate(lines) if line.split()[1:2] == ["dlma"])
+    assert "margin_weight=0.2" in lines[at + 1]
+    assert "clip=40.0" in lines[at + 2]
+
+
 def test_ctrl_c_exits_with_130_and_says_how_to_go_on(tmp_path):
     folder = tmp_path / "run"
     entry = [sys.executable, "-m", "llm_duel_env.cli"]

@@ -143,6 +143,8 @@ def _coerce(name: str, value: object, default: object) -> object:
         return value
     if isinstance(default, tuple) and isinstance(value, (list, tuple)) and len(value) == len(default):
         return tuple(_coerce(name, item, of) for item, of in zip(value, default))
+    if isinstance(default, dict) and isinstance(value, dict):
+        return dict(value)
     if default is None:
         return value
     raise ValueError(f"{name}: expected something like {default!r} ({type(default).__name__}), got {value!r}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from llm_duel_env.agents.base import Agent, AgentConfig
 from llm_duel_env.agents.losses import direct_optimizer
@@ -15,9 +15,11 @@ class OnlineDPOConfig(AgentConfig):
     """Defaults are those that SEA's comparison used (arXiv 2411.01493, App. D)."""
 
     loss: str = "dpo"
-    """Direct optimizer: dpo, ipo or slic (the paper's method takes any)."""
+    """Direct optimizer, one of `llm-duel list losses` that needs no scores (the paper's method takes any)."""
     beta: float = 0.1
     """Strength of the pull to the reference policy (DPO 0.1, SLiC 0.2, IPO 0.2 to 1)."""
+    loss_options: dict = field(default_factory=dict)
+    """The loss's own settings by name; those not named keep its defaults."""
 
 
 class OnlineDPO(Agent):
@@ -30,7 +32,7 @@ class OnlineDPO(Agent):
 
     def __init__(self, task: TaskView, config: OnlineDPOConfig, *, seed: int, budget: int) -> None:
         super().__init__(task, config, seed=seed, budget=budget)
-        self.optimizer = direct_optimizer(config.loss, config.beta)
+        self.optimizer = direct_optimizer(config.loss, config.beta, config.loss_options)
 
     def act(self, observation: Observation) -> Duels:
         """Two independent samples for each prompt."""

@@ -46,9 +46,11 @@ class SEAConfig(AgentConfig):
     """What a synthetic label is about: extremes, one random member's best against its worst candidate (released code),
     or thompson, the duel itself (the paper is silent)."""
     loss: str = "dpo"
-    """Direct optimizer: dpo, ipo or slic (paper: each of them)."""
+    """Direct optimizer, one of `llm-duel list losses` that needs no scores (paper: dpo, ipo and slic)."""
     beta: float = 0.1
     """Strength of the pull to the reference policy (paper: DPO 0.1, SLiC 0.2, IPO 0.2 to 1)."""
+    loss_options: dict = field(default_factory=dict)
+    """The loss's own settings by name; those not named keep its defaults."""
     best_of_n: int = 0
     """Deploy the best of this many samples by the ensemble's mean; 0 deploys the policy itself (paper: both)."""
     reward_model: EnsembleConfig = field(default_factory=EnsembleConfig)
@@ -71,7 +73,7 @@ class SEA(Agent):
             got = f"{config.candidates}, {config.oracle_share}"
             raise ValueError(f"expected candidates >= 2 and oracle_share in [0, 1], got {got}")
         super().__init__(task, config, seed=seed, budget=budget)
-        self.optimizer = direct_optimizer(config.loss, config.beta)
+        self.optimizer = direct_optimizer(config.loss, config.beta, config.loss_options)
         self.reward_model = EnsembleRewardModel(self.policy.feature_size, config.reward_model, seed=seed)
         self._features = torch.empty(0, 2, self.policy.feature_size)  # of the pairs of the last `act`
         self._metrics: Metrics = {}

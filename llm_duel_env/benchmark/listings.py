@@ -16,9 +16,7 @@ def agents() -> Table:
     table = Table("agent", "paper", "provenance", "told beyond duels", title="agents", title_justify="left")
     for name in list_agents():
         agent = load_agent(name)
-        # An arXiv address ends in the number that everybody knows the paper by.
-        paper = agent.paper.replace("https://arxiv.org/abs/", "arXiv ")
-        table.add_row(name, paper or "–", agent.provenance, ", ".join(sorted(agent.needs)) or "–")
+        table.add_row(name, _short(agent.paper), agent.provenance, ", ".join(sorted(agent.needs)) or "–")
     return table
 
 
@@ -31,11 +29,20 @@ def envs() -> Table:
 
 
 def losses() -> Table:
-    """Direct optimizers."""
-    table = Table("loss", "what it is", title="direct optimizers", title_justify="left")
-    for name, says in list_losses().items():
-        table.add_row(name, says)
+    """Direct optimizers: paper, provenance, what they look at beyond the policy's log-probabilities, and under that
+    their options (``loss_options.NAME``) with defaults."""
+    table = Table("loss", "paper", "provenance", "needs, options", title="direct optimizers", title_justify="left")
+    table.columns[1].overflow = "fold"
+    for name, loss in list_losses().items():
+        needs = ", ".join(sorted(loss.needs)) or "–"
+        options = [f"{option}={str(default).lower()}" for option, default in loss.options.items()]
+        table.add_row(name, _short(loss.paper), loss.provenance, "\n".join([needs, *options]))
     return table
+
+
+def _short(paper: str) -> str:
+    """An arXiv address by the number that everybody knows the paper by; other addresses without their scheme."""
+    return paper.replace("https://arxiv.org/abs/", "arXiv ").removeprefix("https://") or "–"
 
 
 def suites() -> Table:

@@ -45,11 +45,11 @@ def load_agent(name: str) -> Any:
     return points[name].load()
 
 
-def list_losses() -> dict[str, str]:
-    """Direct optimizers by name, each with the first line of its docstring."""
+def list_losses() -> dict[str, Any]:
+    """Direct optimizers of all installed packages by name, sorted: what `llm_duel_env.agents.losses.LOSSES` holds."""
     tables = [point.load() for point in _points(LOSSES).values()]
     losses = {name: loss for table in tables for name, loss in table.items()}
-    return {name: (losses[name].__doc__ or "").strip().splitlines()[0] for name in sorted(losses)}
+    return {name: losses[name] for name in sorted(losses)}
 
 
 def _points(group: str) -> dict[str, EntryPoint]:
