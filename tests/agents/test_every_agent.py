@@ -8,7 +8,7 @@ import pytest
 
 import llm_duel_env  # noqa: F401
 from llm_duel_env.benchmark.recipes import recipe_of
-from llm_duel_env.benchmark.registry import list_agents, load_agent
+from llm_duel_env.benchmark.registry import list_agents, list_losses, load_agent
 
 AGENTS = sorted(list_agents())
 TASKS = {
@@ -198,13 +198,25 @@ def test_online_dpo_duels_follow_the_policy():
     env.close()
 
 
-@pytest.mark.parametrize("loss", ["dpo", "ipo", "slic"])
+@pytest.mark.parametrize(
+    "loss", [name for name, info in list_losses().items() if not info.needs & {"scores", "ranking"}]
+)
 @pytest.mark.parametrize("name", LEARNERS)
 def test_every_direct_optimizer_works_in_every_learner(name, loss):
     env, agent = make(name, "duel/Synthetic-v0", loss=loss)
     learnt = play(env, agent, 2)[1][-1][2]
     assert np.isfinite(learnt["loss"])
     env.close()
+
+
+def test_loss_options_reach_the_loss_and_a_loss_that_needs_more_is_refused():
+    settings = {"loss": "cdpo", "loss_options.smoothing": 0.3}
+    agent = make("online_dpo", "duel/Synthetic-v0", **settings)[1]
+    assert agent.optimizer.settings == {"beta": agent.config.beta, "smoothing": 0.3}
+    with pytest.raises(ValueError, match=r"loss cdpo has no option 'smooth'; it has \['smoothing'\]"):
+        make("sea", "duel/Synthetic-v0", loss="cdpo", **{"loss_options.smooth": 0.3})
+    with pytest.raises(ValueError, match=r"loss rdo needs \['scores'\]"):
+        make("online_dpo", "duel/Synthetic-v0", loss="rdo")
 
 
 def test_an_unknown_setting_is_refused_with_the_known_ones():
