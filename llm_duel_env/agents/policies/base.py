@@ -96,6 +96,12 @@ class Policy(ABC):
         """Features of each (prompt, response) under the frozen encoder: (M, N, D) float32, without gradient."""
 
     @abstractmethod
+    def embed_responses(self, candidates: Candidates) -> Tensor:
+        """An embedding of each response alone, whatever its prompt: (M, N, D') float32, without gradient. The mean of
+        the supervised model's last hidden states over the response's tokens; on finite tasks the candidate's own
+        vector."""
+
+    @abstractmethod
     def learn(
         self,
         loss: DirectOptimizer,

@@ -171,6 +171,11 @@ class CandidatePolicy(Policy):
         chosen = vectors[torch.arange(len(vectors))[:, None], torch.from_numpy(candidates.responses)]
         return (self.scorer.features(context, chosen) - self.feature_mean) / self.feature_std
 
+    def embed_responses(self, candidates: Candidates) -> Tensor:
+        """The candidates' own vectors, as the task gives them: (M, N, D)."""
+        _, vectors = _tensors(candidates.observation)
+        return vectors[torch.arange(len(vectors))[:, None], torch.from_numpy(candidates.responses)]
+
     @property
     def gradient_steps(self) -> int:
         """Optimizer steps so far."""

@@ -19,6 +19,7 @@ from llm_duel_env.agents.policies.encoder import FrozenEncoder, load_encoder, lo
 from llm_duel_env.agents.policies.learners.lesson import prepare
 from llm_duel_env.agents.policies.learners.loop import train
 from llm_duel_env.agents.policies.learners.torch_learner import TorchLearner
+from llm_duel_env.agents.policies.response_embedding import mean_hidden_states
 from llm_duel_env.agents.policies.samplers.torch_sampler import keyed_uniforms, sample_tokens
 from llm_duel_env.agents.policies.scoring import log_probs
 from llm_duel_env.agents.policies.shared_prefix import works
@@ -221,6 +222,11 @@ class LanguageModelPolicy(Policy):
                 samples = self._generate(self.encoder, observation, FEATURE_SAMPLES, 1.0, (0, "feature statistics"))
                 self.embedder.measure(self._prompts(observation), *self._tensors(samples))
             return self.embedder(self._prompts(candidates.observation), *self._tensors(candidates))
+
+    def embed_responses(self, candidates: Candidates) -> Tensor:
+        """See `Policy.embed_responses`: (M, N, hidden size) on the CPU, of the ids that were sampled."""
+        with self.clock("embed"), self._precision():
+            return mean_hidden_states(self.encoder, *self._tensors(candidates)).cpu()
 
     def learn(
         self,
