@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 
 from llm_duel_env.agents import losses
 from llm_duel_env.agents.losses import LOSSES, direct_optimizer, log_ratio_margin
-from llm_duel_env.agents.losses.adaptive import best_tau
+from llm_duel_env.agents.losses.adaptive import best_tau, newton_tau
 from llm_duel_env.agents.losses.token_weighted import differing_tokens
 from llm_duel_env.agents.policies.ranked import RankedLogProbs, TokenLogProbs
 
@@ -392,6 +392,25 @@ def test_best_tau_is_the_closed_form_s_and_no_grid_point_is_better(h, rho0, high
 
     for point in np.linspace(0.1, high, 50):
         assert (objective(tau) <= objective(point) + 1e-9).all()
+
+
+def test_newton_s_steps_are_newton_s_and_solve_most_pairs_but_not_all():
+    rho = 0.1 - math.log(2)
+    h = np.array([1.0, 1.3, 2.0, -1.6])
+
+    def objective(tau):
+        return tau * softplus(-h / tau) + rho * tau
+
+    slope = (objective(1 + 1e-4) - objective(1 - 1e-4)) / 2e-4
+    curvature = (objective(1 + 1e-4) - 2 * objective(1.0) + objective(1 - 1e-4)) / 1e-8
+    np.testing.assert_allclose(newton_tau(torch.tensor(h), rho, 0.01, 40.0, 1), 1 - slope / curvature, rtol=1e-5)
+    solved = closed_form_tau(h, rho, 0.1, 4.0)
+    np.testing.assert_allclose(newton_tau(torch.tensor(h), rho, 0.1, 4.0, 5), solved, rtol=1e-6)
+    every = torch.linspace(-100, 100, 2001).double()
+    for rho0, high, most in ((0.1, 4.0, 0.0), (0.5, 10.0, 0.2)):  # the paper's best on TL;DR, and two more it tried
+        bounds = (rho0 - math.log(2), 0.1, high)
+        missed = ((newton_tau(every, *bounds, 5) - best_tau(every, *bounds)).abs() > 1e-3).float().mean().item()
+        assert most / 4 <= missed <= most  # what the bisection is for
 
 
 def test_best_tau_grows_with_the_margin_and_an_untrained_pair_gets_the_least():

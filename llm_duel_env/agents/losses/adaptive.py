@@ -38,15 +38,11 @@ def ada_dpo(
 def best_tau(h: Tensor, rho: float, tau_min: float, tau_max: float, newton_steps: int = 5) -> Tensor:
     """The tau in [tau_min, tau_max] that minimises -tau log sigmoid(h / tau) + rho tau, (B,) float64, no gradient.
 
-    Projected Newton from tau = 1, as in the paper. The slope flattens away from the minimum, so that Newton's steps can
-    jump between the bounds for ever: pairs whose slope says that they are not there yet are solved by bisection.
+    The paper's Newton steps, checked: the slope flattens away from the minimum, so that with wide bounds (tau_max
+    10 with rho0 0.5, say) they jump between them for ever on some pairs; where the slope says so, bisection solves it.
     """
+    tau = newton_tau(h, rho, tau_min, tau_max, newton_steps)
     h = h.detach().double()
-    tau = torch.ones_like(h).clamp(tau_min, tau_max)
-    for _ in range(newton_steps):
-        u = h / tau
-        curvature = u.square() * torch.sigmoid(u) * torch.sigmoid(-u) / tau
-        tau = (tau - _slope(h, tau, rho) / curvature.clamp(min=1e-12)).clamp(tau_min, tau_max)
     slope = _slope(h, tau, rho)
     at_bound = ((tau == tau_min) & (slope >= 0)) | ((tau == tau_max) & (slope <= 0))
     low, high = torch.full_like(h, tau_min), torch.full_like(h, tau_max)
@@ -55,6 +51,17 @@ def best_tau(h: Tensor, rho: float, tau_min: float, tau_max: float, newton_steps
         rising = _slope(h, middle, rho) > 0
         low, high = torch.where(rising, low, middle), torch.where(rising, middle, high)
     return torch.where(at_bound | (slope.abs() <= TOLERANCE), tau, (low + high) / 2)
+
+
+def newton_tau(h: Tensor, rho: float, tau_min: float, tau_max: float, steps: int) -> Tensor:
+    """Projected Newton from tau = 1 on the problem of `best_tau`: (B,) float64, not always its solution."""
+    h = h.detach().double()
+    tau = torch.ones_like(h).clamp(tau_min, tau_max)
+    for _ in range(steps):
+        u = h / tau
+        curvature = u.square() * torch.sigmoid(u) * torch.sigmoid(-u) / tau
+        tau = (tau - _slope(h, tau, rho) / curvature.clamp(min=1e-12)).clamp(tau_min, tau_max)
+    return tau
 
 
 def _slope(h: Tensor, tau: Tensor, rho: float) -> Tensor:
