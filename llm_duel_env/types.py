@@ -162,10 +162,15 @@ class Duels:
             return {"first": tuple(first), "second": tuple(second), "query": self.query.astype(np.int64)}
         return {"first": first, "second": second, "query": self.query.astype(np.int64)}
 
-    def judged(self, preference: np.ndarray) -> Preferences:
-        """The duels with the oracle's `preference` (M,): 1 first, 0 second, 1/2 tie, NaN where it was not asked."""
+    def judged(self, preference: np.ndarray, reward: np.ndarray | None = None) -> Preferences:
+        """The duels with the oracle's `preference` (M,): 1 first, 0 second, 1/2 tie, NaN where it was not asked.
+
+        `reward` (M,) is the environment's, for the agents that need it; everybody else gets none.
+        """
         from_oracle = ~np.isnan(preference)
-        return Preferences(self.pair, np.where(from_oracle, preference, self.synthetic).astype(np.float32), from_oracle)
+        labels = np.where(from_oracle, preference, self.synthetic).astype(np.float32)
+        reward = None if reward is None else reward.astype(np.float32)
+        return Preferences(self.pair, labels, from_oracle, reward)
 
 
 @dataclass(frozen=True)
@@ -178,13 +183,17 @@ class Preferences:
     """(M,) float32: 1 the first won, 0 the second won, 1/2 a tie, NaN no label."""
     from_oracle: np.ndarray
     """(M,) bool: labelled by the oracle (or an identical pair, a tie by definition); False: synthetic or no label."""
+    reward: np.ndarray | None = None
+    """(M,) float32: the environment's reward, for agents whose `needs` name it (they stand in a table of their own);
+    None for everybody else."""
 
     def __len__(self) -> int:
         return len(self.first_wins)
 
     def rows(self, rows: np.ndarray) -> Preferences:
         """Those at `rows` (an index or boolean array)."""
-        return Preferences(self.pair.rows(rows), self.first_wins[rows], self.from_oracle[rows])
+        reward = None if self.reward is None else self.reward[rows]
+        return Preferences(self.pair.rows(rows), self.first_wins[rows], self.from_oracle[rows], reward)
 
     def decided(self) -> Preferences:
         """Those with a winner: no ties, no missing labels."""
@@ -200,8 +209,10 @@ class Preferences:
     @staticmethod
     def stack(parts: Sequence[Preferences]) -> Preferences:
         """Several batches one after the other."""
+        rewards = [part.reward for part in parts if part.reward is not None]
         return Preferences(
             Candidates.stack([part.pair for part in parts]),
             np.concatenate([part.first_wins for part in parts]),
             np.concatenate([part.from_oracle for part in parts]),
+            np.concatenate(rewards) if len(rewards) == len(parts) else None,
         )

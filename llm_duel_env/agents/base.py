@@ -17,6 +17,9 @@ from llm_duel_env.tasks.base import TaskView
 from llm_duel_env.timing import Stopwatch
 from llm_duel_env.types import Duels, Metrics, Observation, Preferences
 
+FROM_ENVIRONMENT = frozenset({"reward"})
+"""Needs that every environment can meet, whatever the task."""
+
 
 @dataclass(frozen=True)
 class AgentConfig:
@@ -35,11 +38,16 @@ class Agent(ABC):
     provenance: ClassVar[Literal["paper", "reconstructed", "ours"]] = "ours"
     """Whether the file follows a paper's text, was rebuilt from notes, or is this project's own control."""
     needs: ClassVar[frozenset[str]] = frozenset()
-    """What the method requires of a task beyond duels: a subset of {scores, ranking, editor, contrast_prompts,
-    offline_pairs}."""
+    """What the method requires beyond duels: of the task a subset of {scores, ranking, editor, contrast_prompts,
+    offline_pairs}; "reward" asks the environment for its reward (`Preferences.reward`)."""
+    kinds: ClassVar[frozenset[str]] = frozenset({"finite", "text"})
+    """The kinds of task it plays."""
 
     def __init__(self, task: TaskView, config: AgentConfig, *, seed: int, budget: int) -> None:
-        missing = self.needs - task.provides
+        if task.kind not in self.kinds:
+            plays = " and ".join(sorted(self.kinds))
+            raise ValueError(f"{type(self).__name__} plays {plays} tasks only, and {task.name} is a {task.kind} task")
+        missing = self.needs - task.provides - FROM_ENVIRONMENT
         if missing:
             raise ValueError(f"{type(self).__name__} needs {sorted(missing)}, which task {task.name} does not provide")
         self.task, self.config, self.seed, self.budget = task, config, seed, budget

@@ -153,7 +153,7 @@ def last(result: Result, name: str) -> float | None:
 
 
 def _group(result: Result) -> dict[str, Any]:
-    asks = sorted(set(result["needs"]) & {"scores", "ranking"})
+    asks = sorted(set(result["needs"]) & {"scores", "ranking", "reward"})
     names = ("env", "env_kwargs", "kind", "budget", "feedback", "batch", "eval_prompts")
     return {"asks": asks} | {name: result[name] for name in names}
 

@@ -69,7 +69,7 @@ class Session:
         """Seconds by kind of work, over all sittings of the run."""
         self.sums: dict[str, float] = defaultdict(float)
         """Totals over rounds: duels shown (of prompts with a reference), online wins in them, regret, gradient steps,
-        tokens generated for duels."""
+        oracle evaluations beyond labels that the agent was told, tokens generated for duels."""
         self.curve: list[dict[str, float]] = []
         self.marks = 0
         """Evaluation marks passed."""
@@ -120,15 +120,19 @@ class Session:
         return [f"resumed after {self.queries} queries", *changed_versions(self.folder)]
 
     def play_round(self) -> None:
-        """One round: the agent acts, the oracle answers, the agent learns. It never sees the reward or the metrics."""
+        """One round: the agent acts, the oracle answers, the agent learns.
+
+        No agent sees the metrics, and only one that says in `needs` that it learns from the reward sees the reward.
+        """
         before, queries = self._all_seconds(), self.queries
         generated = self._generated_tokens()
         with self._clock("act"):
             duels = within_budget(self.agent.act(self.observation), self.config.budget - queries)
         with self._clock("step"):
-            self.observation, _, _, truncated, info = self.env.step(duels.action())
+            self.observation, reward, _, truncated, info = self.env.step(duels.action())
         with self._clock("update"):
-            learnt = self.agent.update(duels.judged(info["preference"]))
+            told = reward if "reward" in self.agent.needs else None
+            learnt = self.agent.update(duels.judged(info["preference"], told))
         self.truncated = bool(np.all(truncated))
         self.stalled = 0 if self.queries > queries else self.stalled + 1
         self.sums["generated_tokens"] += self._generated_tokens() - generated
@@ -218,6 +222,8 @@ class Session:
         self.sums["online_win_rate"] += float(np.nansum(wins))
         self.sums["regret"] += float(np.sum(np.asarray(info["metrics/regret"])[shown]))
         self.sums["gradient_steps"] += learnt.get("gradient_steps", 0)
+        if "reward" in self.agent.needs:  # the oracle judged both responses of every pair shown against the reference
+            self.sums["evaluations"] += 2 * int(shown.sum())
         return found | {f"agent/{name}": float(value) for name, value in learnt.items()} | self._so_far()
 
     def _so_far(self) -> Metrics:
@@ -272,6 +278,7 @@ class Session:
             "batch": config.batch,
             "eval_prompts": self.prompts,
             "queries": self.queries,
+            "evaluations": int(self.sums["evaluations"]),
             "rounds": int(self.core.round),
             "status": "stalled" if self.stalled >= config.max_stalled_rounds else "finished",
             "curve": {name: [p.get(name) for p in curve] for name in CURVE if _known(curve[-1].get(name))},
