@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from llm_duel_env.tasks import tiny_language as language
 from llm_duel_env.tasks.tiny_words import FILLERS
 
-FACT_COUNTS, FACT_COUNT_WEIGHTS = (1, 2, 3, 4), (0.2, 0.42, 0.3, 0.08)
-CARELESS, CAREFUL = 1.7, 3.0
-"""How much likelier a supervised summary is to pick an on-topic fact first: people are not wholly careless. Careless
-writers leave copying to be learned well; careful ones come last, and make the model tell what is on topic."""
+
+class Writer(NamedTuple):
+    """A kind of writer of supervised summaries."""
+
+    share: float
+    """How many there are of the kind."""
+    taste: float
+    """How much likelier an on-topic fact is picked than another."""
+    counts: tuple[float, float, float, float]
+    """Probability of stating 1, 2, 3 or 4 facts."""
+    details: tuple[float, ...]
+    """Probabilities, one of them drawn for each summary, of giving each cause and each time."""
+
+
+ALIKE = (Writer(1.0, 1.7, (0.2, 0.42, 0.3, 0.08), (0.2, 0.5, 0.8)),)
+MIXED = (Writer(0.58, 4.0, (1.0, 0.0, 0.0, 0.0), (0.1,)), Writer(0.42, 4.0, (0.0, 0.35, 0.45, 0.2), (0.5, 0.8)))
+"""Writers who are all alike leave copying to be learned well. Mixed ones come last: most of them are in a hurry and
+toss off one bare fact, the others tell more of what the post is about. So the model *can* say what matters and mostly
+does not, and its likeliest response is a hurried one."""
 OTHER_REGISTER_RATE = 0.06
 FILLER_RATE = 0.1
 CONTROL_SHARE = 0.25
@@ -30,14 +47,15 @@ def all_facts(rng: random.Random, prompt: str) -> str:
     return " ".join(words[: language.MAX_WORDS])
 
 
-def random_summary(rng: random.Random, prompt: str, taste: float = CAREFUL) -> str:
+def random_summary(rng: random.Random, prompt: str, writers: Sequence[Writer] = MIXED) -> str:
     """A random subset of facts in random order with random details, now and then with filler."""
     post = language.read_post(prompt)
-    count = rng.choices(FACT_COUNTS, FACT_COUNT_WEIGHTS)[0]
-    tastes = [taste if language.verb_topic(fact.verb) == post.topic else 1.0 for fact in post.facts]
+    writer = writers[0] if len(writers) == 1 else rng.choices(writers, [writer.share for writer in writers])[0]
+    count = rng.choices((1, 2, 3, 4), writer.counts)[0]
+    tastes = [writer.taste if language.verb_topic(fact.verb) == post.topic else 1.0 for fact in post.facts]
     keys = [rng.random() ** (1.0 / weight) for weight in tastes]  # weighted sampling without replacement
     chosen = sorted(range(len(keys)), key=lambda k: -keys[k])[:count]
-    detail = rng.choice((0.2, 0.5, 0.8))  # a terse, a middling or a thorough writer
+    detail = rng.choice(writer.details)
     clauses = [
         post.facts[k].text(rng.random() < detail, rng.random() < detail, rng.random() < OTHER_REGISTER_RATE)
         for k in chosen
@@ -50,12 +68,12 @@ def random_summary(rng: random.Random, prompt: str, taste: float = CAREFUL) -> s
     return language.join(clauses)
 
 
-def controlled_row(rng: random.Random, prompt: str, taste: float = CAREFUL) -> tuple[str, str]:
+def controlled_row(rng: random.Random, prompt: str, writers: Sequence[Writer] = MIXED) -> tuple[str, str]:
     """(prompt with a control token, a response that fits it).
 
     good is the best of 8 random summaries, bad the worst of 8; goal g has a utility of about g tenths of the optimum.
     """
-    texts = [random_summary(rng, prompt, taste) for _ in range(8)]
+    texts = [random_summary(rng, prompt, writers) for _ in range(8)]
     ranked = sorted(texts, key=lambda text: language.utility(prompt, text))
     kind = rng.random()
     if kind < 0.25:
@@ -76,11 +94,11 @@ def goal_of(prompt: str, response: str) -> int:
     return max(0, min(10, round(10 * language.utility(prompt, response) / ceiling))) if ceiling > 0 else 0
 
 
-def supervised_row(rng: random.Random, prompt: str, taste: float = CAREFUL) -> tuple[str, str]:
+def supervised_row(rng: random.Random, prompt: str, writers: Sequence[Writer] = MIXED) -> tuple[str, str]:
     """(prompt, response) as the supervised phase sees it."""
     if rng.random() < CONTROL_SHARE:
-        return controlled_row(rng, prompt, taste)
-    return prompt, random_summary(rng, prompt, taste)
+        return controlled_row(rng, prompt, writers)
+    return prompt, random_summary(rng, prompt, writers)
 
 
 def near_optimum(rng: random.Random, prompt: str) -> str:
