@@ -13,9 +13,9 @@ from llm_duel_env.agents import selection
 from llm_duel_env.agents.base import Agent, AgentConfig
 from llm_duel_env.agents.losses import direct_optimizer
 from llm_duel_env.agents.reward_models.ensemble import EnsembleConfig, EnsembleRewardModel
-from llm_duel_env.randomness import uniforms
+from llm_duel_env.agents.reward_models.use import best_of, prompt_draws, winners_first
 from llm_duel_env.tasks.base import TaskView
-from llm_duel_env.types import Candidates, Duels, Metrics, Observation, Preferences
+from llm_duel_env.types import Duels, Metrics, Observation, Preferences
 
 CHOICES = {
     "opponent": ("bai", "ee", "uncertainty", "passive"),
@@ -116,14 +116,15 @@ class SEA(Agent):
         self, rewards: Tensor, identity: Tensor, observation: Observation, first: Tensor, second: Tensor, query: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Where `query` is False: the pair that one random member labels; and that member's label, NaN for a response
-        against itself."""
+        against itself and where the member finds both equally good."""
         rows = torch.arange(len(first))
         opinion = rewards[self.member("synthetic", observation), rows]  # (M, N)
         if self.config.synthetic_pair == "extremes":
-            best, worst = selection.best_and_worst(opinion)
+            best, worst = selection.best_and_worst(opinion, identity, self.draw("synthetic_tie", observation))
             first, second = torch.where(query, first, best), torch.where(query, second, worst)
-        label = (opinion[rows, first] > opinion[rows, second]).float()
-        return first, second, label.masked_fill(identity[rows, first] == identity[rows, second], torch.nan)
+        margin = opinion[rows, first] - opinion[rows, second]
+        undecided = (margin == 0) | (identity[rows, first] == identity[rows, second])
+        return first, second, (margin > 0).float().masked_fill(undecided, torch.nan)
 
     def trusts_itself(self, observation: Observation) -> np.ndarray:
         """Which prompts the ensemble labels, (M,) bool: none in the burn-in, nor before it has learnt anything."""
@@ -133,12 +134,7 @@ class SEA(Agent):
 
     def learn(self, preferences: Preferences) -> Metrics:
         """The ensemble learns from the oracle's labels only; the policy from the oracle's and the synthetic ones."""
-        if len(preferences) != len(self._features):
-            raise ValueError(f"expected the {len(self._features)} duels of the last act, got {len(preferences)}")
-        decided = np.isin(preferences.first_wins, (0, 1)) & preferences.from_oracle
-        pairs = self._features[torch.from_numpy(decided)]
-        swapped = torch.from_numpy(preferences.first_wins[decided] == 0)
-        winner_first = torch.where(swapped[:, None, None], pairs.flip(1), pairs)
+        winner_first = winners_first(self._features, preferences)
         with self.clock("erm"):
             erm = self.reward_model.update(winner_first, (self.round,))
         learnt = self.policy.update(self.optimizer, preferences, progress=self.progress, key=("update", self.round))
@@ -148,16 +144,12 @@ class SEA(Agent):
         """The policy's response, or the best of n samples in the eyes of the whole ensemble."""
         if not self.config.best_of_n:
             return super().respond(observation)
-        candidates: Candidates = self.policy.sample(observation, self.config.best_of_n, ("respond", self.round))
-        best = self.reward_model(self.policy.embed(candidates)).mean(dim=0).argmax(dim=1)
-        return candidates.take(best.cpu().numpy()[:, None]).responses[:, 0]
+        candidates = self.policy.sample(observation, self.config.best_of_n, ("respond", self.round))
+        return best_of(candidates, self.policy, self.reward_model)
 
     def draw(self, name: str, observation: Observation, count: int | None = None) -> Tensor:
         """Uniform draws keyed by (seed, name, round, prompt id): (M,), or (M, count); float64."""
-        prompts = np.asarray(observation["prompt_id"], np.int64)
-        numbers = prompts if count is None else prompts[:, None] * count + np.arange(count)
-        drawn = uniforms(self.seed, f"sea/{name}/{self.round}", numbers.ravel())
-        return torch.from_numpy(drawn.reshape(numbers.shape))
+        return prompt_draws(self.seed, f"sea/{name}/{self.round}", observation, count)
 
     def member(self, name: str, observation: Observation) -> Tensor:
         """One random ensemble member per prompt, (M,) int64: an approximate draw from the posterior."""

@@ -2,9 +2,9 @@
 
 Shapes: rewards (E, M, N) of E ensemble members for M prompts with N candidates each; results are (M,) int64 numbers of
 candidates.
-`same` says which candidates are the same *response*: two samples of a language model may well be the same text, and a
-duel of a text with itself teaches nothing, so no rule that chooses by variance or by Thompson sampling returns one
-while a different response exists (`passive` takes what comes).
+`identity` (M, N) is equal where two candidates are the same *response*, and `same` says which are that of another: two
+samples of a language model may well be the same text. A duel of a text with itself teaches nothing, so no rule returns
+one while a different response exists (`passive` alone takes what comes).
 `draws` are uniform in [0, 1), one per prompt; they break ties.
 """
 
@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 Uncertainty = Literal["probability", "logit"]
+MOST_CLUSTERED = 12
+"""Candidates that `two_means_medoids` takes at most."""
 
 
 def identities(responses: np.ndarray) -> np.ndarray:
@@ -95,18 +97,78 @@ def widest_variance_pair(
     else:
         by_prompt = [rewards[:, i, :, None] - rewards[:, i, None, :] for i in range(m)]
         variance = torch.stack([_variance(difference.sigmoid()) for difference in by_prompt])
-    upper = torch.ones(n, n, dtype=torch.bool, device=rewards.device).triu(1)
+    return best_pair(variance, identity, draws)
+
+
+def best_pair(score: Tensor, identity: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """The pair of different responses with the highest score (M, N, N), which is symmetric: (M,) and (M,).
+
+    The lower candidate number comes first. Where all N are one response the pair is (0, 1).
+    """
+    m, n = identity.shape
+    _expect("score", score, (m, n, n))
+    upper = torch.ones(n, n, dtype=torch.bool, device=score.device).triu(1)
     allowed = (identity[:, :, None] != identity[:, None, :]) & upper
-    # Where all N are one response no pair is allowed, and the pair (0, 1), entry 1 of the table, stands in.
-    flat = _best_allowed(variance.flatten(1), allowed.flatten(1), torch.zeros(m, dtype=torch.int64), draws)
+    # Where no pair is allowed, (0, 1) stands in: entry 1 of the table.
+    flat = _best_allowed(score.flatten(1), allowed.flatten(1), torch.zeros(m, dtype=torch.int64), draws)
     return flat // n, flat % n
 
 
-def best_and_worst(rewards: Tensor) -> tuple[Tensor, Tensor]:
-    """The best and the worst candidate for one member's rewards (M, N): (M,) and (M,), different candidates always."""
-    n = _shape(rewards[None])[2]
-    best, worst = rewards.argmax(dim=1), rewards.argmin(dim=1)
-    return best, torch.where(best == worst, (best + 1) % n, worst)
+def best_and_worst(rewards: Tensor, identity: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """The best and the worst candidate by one reward each, (M, N): (M,) and (M,), different candidates always."""
+    m, n = _shape(rewards[None])[1:]
+    _expect("identity", identity, (m, n))
+    best = rewards.argmax(dim=1)
+    return best, _best_allowed(-rewards, ~same_as(identity, best), best, draws)
+
+
+def cosines(features: Tensor) -> Tensor:
+    """Cosine similarity of a prompt's candidates to each other: (M, N, D) -> (M, N, N) float64; 0 with a zero vector.
+
+    In float64: mean hidden states point much the same way, and their cosines differ in the last digits.
+    """
+    if features.ndim != 3:
+        raise ValueError(f"features: expected (prompts, candidates, size), got {tuple(features.shape)}")
+    unit = torch.nn.functional.normalize(features.double(), dim=2)
+    return unit @ unit.transpose(1, 2)
+
+
+def two_means_medoids(features: Tensor, identity: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """The responses nearest to the two centres of 2-means on features (M, N, D): (M,) and (M,) (REAL, centroid).
+
+    The clusters with the least sum of squares among all 2^(N - 1) - 1 ways to make two, equal responses together; of
+    each the member nearest to the centre. Both members of a cluster of two are equally near, so ties matter. Where all
+    N are one response the pair is (0, 1).
+
+    Args:
+        draws: (M, 3), to break ties between clusterings and within each of the two clusters.
+
+    Raises:
+        ValueError: N is more than `MOST_CLUSTERED`.
+    """
+    m, n = identity.shape
+    _expect("features", features, (m, n, features.shape[-1]))
+    _expect("draws", draws, (m, 3))
+    if not 2 <= n <= MOST_CLUSTERED:
+        raise ValueError(f"2-means tries all splits: expected 2 to {MOST_CLUSTERED} candidates, got {n}")
+    centred = features.double() - features.double().mean(dim=1, keepdim=True)
+    gram = centred @ centred.transpose(1, 2)  # (M, N, N)
+    number = torch.arange(1, 2 ** (n - 1), device=features.device)
+    split = (number[:, None] >> torch.arange(n, device=features.device) & 1).bool()  # (P, N); N - 1 is in the rest
+    first_same = (identity[:, :, None] == identity[:, None, :]).int().argmax(dim=2)
+    together = (split[:, first_same] == split[:, None]).all(dim=2).T  # (M, P)
+    members = torch.stack([split, ~split], dim=1).to(gram)  # (P, 2, N)
+    # A cluster's sum of squares is its own squares less the squared sum over its size; the former add up to all.
+    explained = torch.einsum("pcn,mnk,pck->mpc", members, gram, members) / members.sum(dim=2)
+    size = gram.diagonal(dim1=1, dim2=2).sum(dim=1).clamp_min(1e-300)
+    chosen = _best_allowed(_rounded(explained.sum(dim=2) / size[:, None]), together, torch.zeros(m).long(), draws[:, 0])
+    weights = members[chosen] / members[chosen].sum(dim=2, keepdim=True)  # (M, 2, N)
+    cross = weights @ gram
+    distance = gram.diagonal(dim1=1, dim2=2)[:, None] - 2 * cross + (cross * weights).sum(dim=2, keepdim=True)
+    near = -_rounded(distance / size[:, None, None])
+    medoids = [_best_allowed(near[:, c], members[chosen, c].bool(), chosen, draws[:, 1 + c]) for c in (0, 1)]
+    found, none = together.any(dim=1), torch.zeros_like(chosen)
+    return torch.where(found, medoids[0], none), torch.where(found, medoids[1], none + 1)
 
 
 def passive(rewards: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,6 +176,11 @@ def passive(rewards: Tensor) -> tuple[Tensor, Tensor]:
     _, m, _ = _shape(rewards)
     first = torch.zeros(m, dtype=torch.int64, device=rewards.device)
     return first, first + 1
+
+
+def _rounded(score: Tensor) -> Tensor:
+    """So that what is equal in the mathematics is equal in the numbers."""
+    return score.round(decimals=9)
 
 
 def _best_allowed(score: Tensor, allowed: Tensor, first: Tensor, draws: Tensor) -> Tensor:

@@ -99,6 +99,11 @@ def test_no_rule_pairs_a_text_with_itself_while_another_exists(seed, e, n, texts
         (first, selection.most_uncertain_rival(rewards, first, same, draws)),
         (first, selection.second_thompson(rewards, first, orders, same, draws)),
         selection.widest_variance_pair(rewards, identity, draws),
+        selection.best_and_worst(rewards[0], identity, draws),
+        selection.best_and_worst(torch.zeros(M, n), identity, draws),
+        selection.best_pair(torch.ones(M, n, n), identity, draws),
+        selection.best_pair(-selection.cosines(torch.ones(M, n, 2)), identity, draws),
+        selection.two_means_medoids(rewards.permute(1, 2, 0), identity, draws[:, None].expand(M, 3)),
     ]
     varied = torch.tensor([len(set(row.tolist())) > 1 for row in identity])
     for a, b in duels:
@@ -145,9 +150,136 @@ def test_a_draw_next_to_one_stays_in_range():
 
 
 def test_best_and_worst():
-    best, worst = selection.best_and_worst(torch.tensor([[0.0, 3.0, -1.0], [2.0, 2.0, 2.0]]))
-    assert best.tolist() == [1, 0]
-    assert worst.tolist() == [2, 1]  # all equal: still two different candidates
+    rewards = torch.tensor([[0.0, 3.0, -1.0], [2.0, 2.0, 2.0], [1.0, 1.0, 0.0]])
+    identity = torch.tensor([[0, 1, 2], [0, 0, 1], [5, 5, 5]])
+    best, worst = selection.best_and_worst(rewards, identity, torch.tensor([0.4, 0.4, 0.4]))
+    assert best.tolist() == [1, 0, 0]
+    # All equal: still two different responses. All one response: still two different candidates.
+    assert worst.tolist() == [2, 2, 1]
+
+
+def test_best_and_worst_with_all_equal_draw_the_worst_uniformly():
+    m = 4000
+    draws = torch.tensor(np.random.default_rng(2).random(m))
+    best, worst = selection.best_and_worst(torch.zeros(m, 4), torch.arange(4).expand(m, 4), draws)
+    assert (best == 0).all()
+    assert (torch.bincount(worst, minlength=4) / m).tolist() == pytest.approx([0, 1 / 3, 1 / 3, 1 / 3], abs=0.03)
+
+
+def embeddings(seed, texts=3, n=N, d=4, bias=0.0):
+    """Embeddings equal for equal texts, (M, N, D) float32, and what is equal."""
+    draw = np.random.default_rng(seed)
+    identity = draw.integers(texts, size=(M, n))
+    by_text = (draw.standard_normal((M, texts, d)) + bias).astype(np.float32)
+    return torch.tensor(by_text[np.arange(M)[:, None], identity]), torch.tensor(identity), torch.tensor(draw.random(M))
+
+
+def cosine(a, b):
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return float(a @ b / np.sqrt((a @ a) * (b @ b)))
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_least_and_most_similar_pair_against_brute_force(seed, sign):
+    features, identity, draws = embeddings(seed, texts=4, bias=30.0)  # the bias: cosines all near 1, as in practice
+    first, second = selection.best_pair(sign * selection.cosines(features), identity, draws)
+    for m in range(M):
+        value = {(i, j): cosine(features[m, i], features[m, j]) for i, j in itertools.combinations(range(N), 2)}
+        allowed = [pair for pair in value if identity[m, pair[0]] != identity[m, pair[1]]]
+        chosen = (int(first[m]), int(second[m]))
+        if allowed:
+            assert chosen in allowed
+            assert sign * value[chosen] == pytest.approx(max(sign * value[pair] for pair in allowed), abs=1e-12)
+        else:
+            assert chosen == (0, 1)
+
+
+def test_cosines_of_scaled_copies_and_of_a_zero_vector():
+    found = selection.cosines(torch.tensor([[[1.0, 0.0], [5.0, 0.0], [0.0, 2.0], [-1.0, 0.0], [0.0, 0.0]]]))
+    assert found[0, 0].tolist() == [1, 1, 0, -1, 0]
+    with pytest.raises(ValueError, match=r"features: expected \(prompts, candidates, size\)"):
+        selection.cosines(torch.zeros(3, 2))
+
+
+def test_equal_scores_draw_the_pair_uniformly():
+    m = 6000
+    draws = torch.tensor(np.random.default_rng(3).random(m))
+    identity = torch.tensor([[0, 1, 1, 2]]).expand(m, 4)
+    pairs = torch.stack(selection.best_pair(torch.zeros(m, 4, 4), identity, draws), dim=1)
+    seen, count = np.unique(pairs.numpy(), axis=0, return_counts=True)
+    assert seen.tolist() == [[0, 1], [0, 2], [0, 3], [1, 3], [2, 3]]
+    assert (count / m).tolist() == pytest.approx([0.2] * 5, abs=0.03)
+
+
+def scatter_of(points, members):
+    """Sum of squared distances of a cluster's points to their mean."""
+    cluster = points[list(members)]
+    return float(((cluster - cluster.mean(axis=0)) ** 2).sum())
+
+
+def best_split(points, kinds):
+    """The split in two with the least sum of squares, by trying them all; responses of a kind stay together."""
+    everybody = frozenset(range(len(points)))
+    splits = {}
+    for size in range(1, len(points)):
+        for members in itertools.combinations(range(len(points)), size):
+            rest = everybody - set(members)
+            if {kinds[k] for k in members} & {kinds[k] for k in rest}:
+                continue
+            splits[frozenset(members)] = scatter_of(points, members) + scatter_of(points, rest)
+    return splits
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_two_means_medoids_against_all_splits(seed):
+    features, identity, _ = embeddings(seed, texts=5, n=6, bias=5.0)
+    draws = torch.tensor(np.random.default_rng(seed).random((M, 3)))
+    first, second = selection.two_means_medoids(features, identity, draws)
+    for m in range(M):
+        points, kinds = features[m].numpy().astype(np.float64), identity[m].tolist()
+        splits = best_split(points, kinds)
+        if not splits:
+            assert (int(first[m]), int(second[m])) == (0, 1)
+            continue
+        least = min(splits.values())
+        near = [split for split, scatter in splits.items() if scatter <= least * (1 + 1e-9) + 1e-12]
+        fits = False
+        for split in near:
+            clusters = [sorted(split), sorted(set(range(6)) - split)]
+            distances = [((points[c] - points[c].mean(axis=0)) ** 2).sum(axis=1) for c in clusters]
+            medoids = [{c[k] for k in np.flatnonzero(d <= d.min() + 1e-9)} for c, d in zip(clusters, distances)]
+            fits |= int(first[m]) in medoids[0] and int(second[m]) in medoids[1]
+        assert fits, f"{first[m]}, {second[m]} are no medoids of {near}"
+        assert identity[m, first[m]] != identity[m, second[m]]
+
+
+def test_two_means_medoids_break_ties_by_their_draws():
+    # Two clusters of two: each member is as near to the centre as the other.
+    m = 4000
+    features = torch.tensor([[[0.0, 0.0], [0.1, 0.0], [5.0, 5.0], [5.0, 5.1]]]).expand(m, 4, 2)
+    identity = torch.arange(4).expand(m, 4)
+    draws = torch.tensor(np.random.default_rng(4).random((m, 3)))
+    pairs = torch.stack(selection.two_means_medoids(features, identity, draws), dim=1).sort(dim=1).values
+    seen, count = np.unique(pairs.numpy(), axis=0, return_counts=True)
+    assert seen.tolist() == [[0, 2], [0, 3], [1, 2], [1, 3]]
+    assert (count / m).tolist() == pytest.approx([0.25] * 4, abs=0.03)
+    again = torch.stack(selection.two_means_medoids(features, identity, draws), dim=1).sort(dim=1).values
+    assert torch.equal(pairs, again)
+
+
+def test_two_means_refuses_more_candidates_than_it_can_try():
+    with pytest.raises(ValueError, match="expected 2 to 12 candidates, got 13"):
+        selection.two_means_medoids(torch.zeros(2, 13, 3), torch.arange(13).expand(2, 13), torch.zeros(2, 3))
+
+
+def test_two_means_medoids_of_equal_embeddings_are_a_random_pair_of_different_responses():
+    m = 3000
+    draws = torch.tensor(np.random.default_rng(5).random((m, 3)))
+    pairs = selection.two_means_medoids(torch.ones(m, 3, 2), torch.tensor([[0, 0, 1]]).expand(m, 3), draws)
+    seen, count = np.unique(torch.stack(pairs, dim=1).numpy(), axis=0, return_counts=True)
+    assert seen.tolist() == [[0, 2], [1, 2]]
+    assert (count / m).tolist() == pytest.approx([0.5, 0.5], abs=0.03)
 
 
 def test_passive_ignores_rewards():

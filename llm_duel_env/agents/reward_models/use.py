@@ -1,0 +1,40 @@
+"""How agents use an ensemble of reward models: draws by prompt, what the oracle's labels teach, the best of n."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llm_duel_env.agents.policies.base import Policy
+from llm_duel_env.agents.reward_models.ensemble import EnsembleRewardModel
+from llm_duel_env.randomness import uniforms
+from llm_duel_env.types import Candidates, Observation, Preferences
+
+
+def prompt_draws(seed: int, name: str, observation: Observation, count: int | None = None) -> Tensor:
+    """Uniform draws keyed by (seed, name, prompt id), whatever else is in the batch: (M,), or (M, count); float64."""
+    prompts = np.asarray(observation["prompt_id"], np.int64)
+    numbers = prompts if count is None else prompts[:, None] * count + np.arange(count)
+    return torch.from_numpy(uniforms(seed, name, numbers.ravel()).reshape(numbers.shape))
+
+
+def winners_first(features: Tensor, preferences: Preferences) -> Tensor:
+    """The duels that the oracle decided, (B, 2, D) winner first: no tie, no synthetic label.
+
+    Args:
+        features: (M, 2, D) of the duels' responses, in the order in which they were shown.
+        preferences: the M duels.
+    """
+    if len(preferences) != len(features):
+        raise ValueError(f"expected the {len(features)} duels of the last act, got {len(preferences)}")
+    decided = np.isin(preferences.first_wins, (0, 1)) & preferences.from_oracle
+    pairs = features[torch.from_numpy(decided)]
+    swapped = torch.from_numpy(preferences.first_wins[decided] == 0)
+    return torch.where(swapped[:, None, None], pairs.flip(1), pairs)
+
+
+def best_of(candidates: Candidates, policy: Policy, reward_model: EnsembleRewardModel) -> np.ndarray:
+    """Of each prompt's responses the best in the eyes of the whole ensemble, by its mean: (M,)."""
+    best = reward_model(policy.embed(candidates)).mean(dim=0).argmax(dim=1)
+    return candidates.take(best.cpu().numpy()[:, None]).responses[:, 0]
