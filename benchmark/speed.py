@@ -280,12 +280,13 @@ def show(rows: list[dict], facts: dict) -> None:
     """One table as text."""
     shape = ", ".join(f"{name} {value:,}" for name, value in facts.items() if name not in ("task", "rate"))
     print(f"\n{facts['task']} ({shape}); float32 matmul {facts['rate'] / 1e9:.0f} GFLOP/s")
-    print(f"{'stage':<20}{'seconds':>10}{'floor':>10}{'x floor':>9}{'plain':>10}{'x faster':>10}")
+    print(f"{'stage':<20}{'seconds':>10}{'floor':>10}{'x floor':>9}{'plain':>10}{'x faster':>10}{'limit':>8}")
     for row in rows:
         over = f"{row['ours'] / row['floor']:.1f}" if row["floor"] else "-"
         plain = f"{row['plain']:.4f}" if "plain" in row else "-"
         ratio = f"{row['ratio']:.1f}" if "ratio" in row else "-"
-        print(f"{row['stage']:<20}{row['ours']:>10.4f}{row['floor']:>10.4f}{over:>9}{plain:>10}{ratio:>10}")
+        limit = f"{row['plain'] / row['floor']:.1f}" if "plain" in row and row["floor"] else "-"
+        print(f"{row['stage']:<20}{row['ours']:>10.4f}{row['floor']:>10.4f}{over:>9}{plain:>10}{ratio:>10}{limit:>8}")
         if "tokens_per_second" in row:
             ours, theirs = row["tokens_per_second"], row["plain_tokens_per_second"]
             print(f"{'':<20}{ours:,.0f} tokens/s; plain {theirs:,.0f} tokens/s")
@@ -303,7 +304,8 @@ def main() -> None:
     machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
     print(f"{machine}; Python {platform.python_version()}, {versions}")
-    print("seconds are medians; floor: floating-point operations of the matrix products / float32 matmul rate")
+    print("seconds are medians; floor: floating-point operations of the matrix products / float32 matmul rate;")
+    print("limit: plain / floor, how much faster the same arithmetic could be at that rate and with nothing beside it")
     worlds = [tiny_tldr(arguments.repeats), synthetic(arguments.repeats)]
     for rows, facts in worlds:
         show(rows, facts)
