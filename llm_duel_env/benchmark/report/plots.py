@@ -20,11 +20,16 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 FIXED = {"sea": 0, "online_dpo": 1, "offline_dpo": 2, "uniform": 7}
 """Agents that every comparison has keep their colour from figure to figure."""
+CLAIMED = "claimed_queries"
+"""The queries that an agent would report, where it is charged for more (SEA as released)."""
 INK, QUIET = "#222222", "#8a8a8a"
 
 
 def write(tables: list[Table], folder: Path) -> list[Path]:
-    """Draws ``win_rate.png`` and, where the tasks know them, ``utility.png`` and ``regret.png``; returns the paths."""
+    """Draws ``win_rate.png`` and, where the tasks know them, ``utility.png`` and ``regret.png``; returns the paths.
+
+    Where an agent claims another number of queries than it is charged, ``win_rate_claimed.png`` shows that axis.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, label, file in (
@@ -36,32 +41,48 @@ def write(tables: list[Table], folder: Path) -> list[Path]:
         if known:
             paths.append(folder / file)
             figure(known, name, label).savefig(paths[-1], dpi=160, facecolor="white")
+    claiming = [table for table in tables if any(CLAIMED in result["curve"] for result in _results(table))]
+    if claiming:
+        paths.append(folder / "win_rate_claimed.png")
+        drawn = figure(claiming, "offline_win_rate", "offline win rate", axis=CLAIMED)
+        drawn.savefig(paths[-1], dpi=160, facecolor="white")
     return paths
 
 
-def figure(tables: list[Table], name: str, label: str) -> Figure:
-    """One panel per table, of the curve `name` with the axis `label`."""
+def figure(tables: list[Table], name: str, label: str, axis: str = "queries") -> Figure:
+    """One panel per table, of the curve `name` with the axis `label`, over the queries charged or `CLAIMED`."""
     columns = min(len(tables), 3)
     lines = -(-len(tables) // columns)
     drawn = Figure(figsize=(5.6 * columns, 3.9 * lines), layout="constrained")
     panels = drawn.subplots(lines, columns, squeeze=False).ravel()
     for panel, table in zip(panels, tables):
-        _panel(panel, table, name, label)
+        _panel(panel, table, name, label, axis)
     for panel in panels[len(tables) :]:
         panel.set_visible(False)
     return drawn
 
 
 def _known(table: Table, name: str) -> bool:
-    results = [result for by_seed in table.results.values() for result in by_seed.values()]
-    return all(leaderboard.curve(result, name) is not None for result in results)
+    return all(leaderboard.curve(result, name) is not None for result in _results(table))
 
 
-def _panel(panel: Axes, table: Table, name: str, label: str) -> None:
+def _results(table: Table) -> list[leaderboard.Result]:
+    return [result for by_seed in table.results.values() for result in by_seed.values()]
+
+
+def curve(result: leaderboard.Result, name: str, axis: str = "queries") -> leaderboard.Curve | None:
+    """A run's curve `name` over `axis`; over the queries charged where the run knows no other number."""
+    found, places = leaderboard.curve(result, name), result["curve"].get(axis)
+    if found is None or places is None or any(place is None for place in places):
+        return found
+    return np.asarray(places, float), found[1]
+
+
+def _panel(panel: Axes, table: Table, name: str, label: str, axis: str = "queries") -> None:
     styles, ends, bands = _styles([row.label for row in table.rows]), [], set()
     for row in reversed(table.rows):  # the best is drawn last, on top
         results = list(table.results[row.label].values())
-        curves = [found for result in results if (found := leaderboard.curve(result, name)) is not None]
+        curves = [found for result in results if (found := curve(result, name, axis)) is not None]
         grid, mean = mean_curve(curves)
         colour, dash = styles[row.label]
         low, high, over = _band(results, curves, grid, name)
@@ -78,7 +99,7 @@ def _panel(panel: Axes, table: Table, name: str, label: str) -> None:
             panel.annotate(text, (0, table.target), (2, 2), textcoords="offset points", fontsize=7.5, color=INK)
     panel.set_xlim(0, table.budget)
     _label_ends(panel, table.budget, ends)
-    panel.set_xlabel("oracle queries")
+    panel.set_xlabel("oracle queries as the agent counts them" if axis == CLAIMED else "oracle queries")
     panel.set_ylabel(label)
     panel.set_title(_title(table), loc="left", fontsize=10.5, color=INK, pad=20)
     told = [json.dumps(table.env_kwargs, sort_keys=True)] if table.env_kwargs else []
