@@ -143,6 +143,8 @@ class Duels:
     synthetic: np.ndarray = None  # type: ignore[assignment]
     """(M,) float32: for an abstained pair the agent's own label, 1 where its first response wins, 0 where its second
     does; NaN where it has none. It never leaves the agent."""
+    again: np.ndarray | None = None
+    """(M,) bool: True keeps the prompt for the next round, for another duel about it; None keeps none."""
 
     def __post_init__(self) -> None:
         m, n = self.pair.shape
@@ -156,11 +158,14 @@ class Duels:
             raise ValueError(f"query, synthetic: expected ({m},), got {self.query.shape}, {self.synthetic.shape}")
 
     def action(self) -> dict[str, Any]:
-        """What the vector environment takes: ``first`` and ``second`` (M each) and ``query`` (M,) int64 in {0, 1}."""
+        """What the vector environment takes: ``first`` and ``second`` (M each), ``query`` and ``again`` (M,) int64 in
+        {0, 1}."""
         first, second = self.pair.responses[:, 0], self.pair.responses[:, 1]
+        again = np.zeros(len(self.query), np.int64) if self.again is None else self.again.astype(np.int64)
+        asked = {"query": self.query.astype(np.int64), "again": again}
         if self.pair.responses.dtype == object:
-            return {"first": tuple(first), "second": tuple(second), "query": self.query.astype(np.int64)}
-        return {"first": first, "second": second, "query": self.query.astype(np.int64)}
+            return {"first": tuple(first), "second": tuple(second), **asked}
+        return {"first": first, "second": second, **asked}
 
     def judged(self, preference: np.ndarray, reward: np.ndarray | None = None) -> Preferences:
         """The duels with the oracle's `preference` (M,): 1 first, 0 second, 1/2 tie, NaN where it was not asked.

@@ -11,16 +11,17 @@ from gymnasium import spaces
 
 from llm_duel_env.spaces import is_utf8
 
-_NAMES = {"first", "second", "query"}
+_NAMES = {"first", "second", "query", "again"}
 
 
 def action_space(response_space: spaces.Space) -> spaces.Dict:
-    """The space of one duel: ``first``, ``second`` and ``query``."""
+    """The space of one duel: ``first``, ``second`` and ``query``. An action may also say ``again``; a space knows no
+    entries that may be left out, so it is not in it, and random actions keep no prompts."""
     return spaces.Dict(first=deepcopy(response_space), second=deepcopy(response_space), query=spaces.Discrete(2))
 
 
 def parse_action(action: Any, space: spaces.Space, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The action of `count` duels as arrays: first (M,), second (M,), query (M,) bool.
+    """The action of `count` duels as arrays: first (M,), second (M,), query (M,) bool; `parse_again` has the rest.
 
     Args:
         action: ``first`` and ``second``, M responses each, and ``query``, M of 0 or 1; all 1 where it is left out.
@@ -44,6 +45,11 @@ def parse_action(action: Any, space: spaces.Space, count: int) -> tuple[np.ndarr
     parse = _indices if isinstance(space, spaces.Discrete) else _texts
     first, second = (parse(name, action[name], space, count) for name in ("first", "second"))
     return first, second, _integers("query", query, count, 0, 1).astype(bool)
+
+
+def parse_again(action: Mapping[str, Any], count: int) -> np.ndarray:
+    """Which of the M prompts the action keeps for the next round, (M,) bool: none where ``again`` is left out."""
+    return _integers("again", action.get("again", np.zeros(count, np.int64)), count, 0, 1).astype(bool)
 
 
 def parse_single_action(action: Any, space: spaces.Space) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

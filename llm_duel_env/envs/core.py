@@ -44,8 +44,8 @@ class Outcome:
 class DuelCore:
     """One run: its task, its feedback, its ledger, and how far it has come.
 
-    The state of a run is four numbers (`state_dict`): the order of prompts and the noise of labels are keyed by its
-    seed, so they need no generator and do not depend on how many prompts come in a round.
+    The state of a run is four numbers and the prompts that it keeps (`state_dict`): the order of prompts and the noise
+    of labels are keyed by its seed, so they need no generator and do not depend on how many prompts come in a round.
     """
 
     def __init__(
@@ -80,6 +80,8 @@ class DuelCore:
         self.clock = Stopwatch()
         self.seed: int | None = None
         self.served = self.round = self.query_count = 0
+        self.kept: list[int] = []
+        """By place in the round the id of a prompt that is shown again, -1 for a new one; empty: all are new."""
         self._epoch: tuple[int, int, np.ndarray] | None = None
 
     @property
@@ -102,7 +104,7 @@ class DuelCore:
 
     def state_dict(self) -> dict[str, Any]:
         """How far the run has come, as JSON has it."""
-        return {name: getattr(self, name) for name in _STATE}
+        return {name: getattr(self, name) for name in _STATE} | {"kept": self.kept}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from where `state` was taken. What the ledger holds beyond it is replayed.
@@ -111,9 +113,11 @@ class DuelCore:
             ValueError: not a state.
             LedgerMismatch: the ledger belongs to a different run, or lacks labels that were bought before `state`.
         """
-        if set(state) != set(_STATE) or not all(isinstance(state[name], int) for name in _STATE):
+        numbers = {name: value for name, value in state.items() if name != "kept"}
+        if set(numbers) != set(_STATE) or not all(isinstance(number, int) for number in numbers.values()):
             raise ValueError(f"expected a state with whole numbers {_STATE}, got {state}")
-        self._start(state)
+        self._start(numbers)
+        self.kept = list(state.get("kept", []))  # checkpoints of earlier versions keep none
 
     def _start(self, state: dict[str, Any]) -> None:
         if self._ledger_path is not None:
@@ -126,12 +130,18 @@ class DuelCore:
             self.ledger = ledger
         for name in _STATE:
             setattr(self, name, state[name])
+        self.kept = []
 
     def prompt_ids(self, count: int) -> np.ndarray:
-        """Ids of the next `count` prompts, (count,) int64: every epoch is another permutation of the training ids."""
-        positions = np.arange(self.served, self.served + count)
-        epochs, offsets = np.divmod(positions, self.task.train_prompts)
-        return np.array([self._order(int(epoch))[offset] for epoch, offset in zip(epochs, offsets)], np.int64)
+        """Ids of the present `count` prompts, (count,) int64: those kept stand where they stood, and the others are
+        the next ones in order; every epoch is another permutation of the training ids."""
+        ids = np.array(self.kept if self.kept else [-1] * count, np.int64)
+        if len(ids) != count:
+            raise ValueError(f"expected {len(ids)} prompts, as in the round before, some of which are kept; got {count}")
+        new = np.flatnonzero(ids < 0)
+        epochs, offsets = np.divmod(self.served + np.arange(len(new)), self.task.train_prompts)
+        ids[new] = [self._order(int(epoch))[offset] for epoch, offset in zip(epochs, offsets)]
+        return ids
 
     def _order(self, epoch: int) -> np.ndarray:
         if self.seed is None:
@@ -141,7 +151,14 @@ class DuelCore:
             self._epoch = (self.seed, epoch, order)
         return self._epoch[2]
 
-    def duel(self, prompt_ids: np.ndarray, first: np.ndarray, second: np.ndarray, query: np.ndarray) -> Outcome:
+    def duel(
+        self,
+        prompt_ids: np.ndarray,
+        first: np.ndarray,
+        second: np.ndarray,
+        query: np.ndarray,
+        again: np.ndarray | None = None,
+    ) -> Outcome:
         """Shows M pairs and buys the labels asked for: recorded durably, then counted, then returned.
 
         Args:
@@ -149,6 +166,7 @@ class DuelCore:
             first: (M,) responses; as `parse_action` gives them.
             second: (M,) responses.
             query: (M,) bool; False abstains: the pair is not shown.
+            again: (M,) bool; True keeps the prompt for the next round. None keeps none.
 
         Raises:
             ResetNeeded: before the first reset, or after the last round.
@@ -184,7 +202,8 @@ class DuelCore:
         reward = np.nan_to_num(np.where(np.isnan(wins), preference, wins), nan=0.0)
         self.query_count += len(rows)
         self.round += 1
-        self.served += count
+        self.served += count - sum(kept >= 0 for kept in self.kept)
+        self.kept = np.where(again, prompt_ids, -1).tolist() if again is not None and again.any() else []
         return Outcome(preference, charged, reward, {**spread, "probability": probability})
 
     def _buy(self, prompts: Observation, first: np.ndarray, second: np.ndarray) -> list[Record]:

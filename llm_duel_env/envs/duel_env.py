@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from llm_duel_env.envs.actions import action_space, parse_single_action
+from llm_duel_env.envs.actions import action_space, parse_again, parse_single_action
 from llm_duel_env.envs.core import CoreEnv, DuelCore
 from llm_duel_env.tasks.base import Task
 from llm_duel_env.types import Observation
@@ -82,7 +82,8 @@ class DuelEnv(CoreEnv, gymnasium.Env):
             ResetNeeded, BudgetExceeded, OracleError, LedgerMismatch: see `DuelCore.duel`. Nothing changes in any case.
         """
         first, second, query = parse_single_action(action, self.core.task.response_space)
-        outcome = self.core.duel(self.core.prompt_ids(1), first, second, query)
+        again = parse_again({name: [value] for name, value in action.items()}, 1)
+        outcome = self.core.duel(self.core.prompt_ids(1), first, second, query, again)
         preference = float(outcome.preference[0])
         known = {"preference": preference, **{f"metrics/{name}": float(v[0]) for name, v in outcome.metrics.items()}}
         info = {

@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from llm_duel_env.envs.actions import action_space, parse_action
+from llm_duel_env.envs.actions import action_space, parse_action, parse_again
 from llm_duel_env.envs.core import CoreEnv, DuelCore
 from llm_duel_env.tasks.base import Task
 from llm_duel_env.types import Observation
@@ -22,7 +22,8 @@ class DuelVectorEnv(CoreEnv, VectorEnv):
 
     Action: ``first`` and ``second``, M responses each, and ``query`` (M,) of 0 or 1 (all 1 where left out). 0 abstains:
     the pair is not shown, costs nothing and gets no label. An identical pair is shown and is a tie, but the oracle is
-    not asked and nothing is charged. A malformed action is refused and changes nothing.
+    not asked and nothing is charged. ``again`` (M,) of 0 or 1 (all 0 where left out): 1 keeps the prompt for the next
+    round, so that several duels can be about it, each charged. A malformed action is refused and changes nothing.
 
     Reward (M,): P(first beats the reference response) and P(second beats it), averaged; 0 where abstained. Where the
     prompt has no reference response it is the preference observed.
@@ -116,7 +117,8 @@ class DuelVectorEnv(CoreEnv, VectorEnv):
             ResetNeeded, BudgetExceeded, OracleError, LedgerMismatch: see `DuelCore.duel`. Nothing changes in any case.
         """
         first, second, query = parse_action(actions, self.core.task.response_space, self.num_envs)
-        outcome = self.core.duel(self.core.prompt_ids(self.num_envs), first, second, query)
+        again = parse_again(actions, self.num_envs)
+        outcome = self.core.duel(self.core.prompt_ids(self.num_envs), first, second, query, again)
         info = {
             "preference": outcome.preference,
             "tie": outcome.preference == 0.5,
