@@ -62,6 +62,10 @@ class Agent(ABC):
         """The agent's Config with `overrides` (see `config_from`) laid over its defaults."""
         return config_from(cls.Config, overrides)
 
+    def prepare(self, task: TaskView) -> None:  # noqa: B027 (most agents have nothing to prepare)
+        """Called once, before the first round of a fresh run and not when one is resumed. May read all training
+        prompts, never labels; what it finds belongs into `save`."""
+
     @property
     def progress(self) -> float:
         """Share of the query budget spent, in [0, 1]."""
@@ -79,9 +83,14 @@ class Agent(ABC):
         """Learns from a round's labels and counts them: the duels of the last `act`, in its order."""
         metrics = self.learn(preferences)
         self.round += 1
-        first, second = preferences.pair.responses.T
-        self.queries += int((preferences.from_oracle & (first != second)).sum())
+        self.queries += self.paid(preferences)
         return metrics
+
+    @staticmethod
+    def paid(preferences: Preferences) -> int:
+        """Queries that these labels cost: none for synthetic ones and for a response against itself."""
+        first, second = preferences.pair.responses.T
+        return int((preferences.from_oracle & (first != second)).sum())
 
     def respond(self, observation: Observation) -> np.ndarray:
         """The deployed policy's response to each prompt, (M,)."""

@@ -112,6 +112,8 @@ class Session:
         self.metrics = MetricsFile(self.folder.metrics, keep=state["metrics_bytes"])
         if checkpoint is None:
             self.tensorboard = SummaryWriter(str(self.folder.tensorboard), purge_step=0)
+            with self._clock("prepare"):
+                self.agent.prepare(self.core.task.view())
             self.evaluate()
             return []
         self._restore(checkpoint, state)

@@ -55,6 +55,13 @@ class PolicyConfig:
             raise ValueError(f"policy.warmup: expected a share of the budget in [0, 1), got {self.warmup}")
 
 
+def check_mixture(mixture: float, reference: bool) -> None:
+    """ValueError where `Policy.sample` cannot mix so."""
+    if not 0 <= mixture <= 1 or (mixture and reference):
+        wanted = "expected a weight of the reference in [0, 1], 0 where all is drawn from the reference"
+        raise ValueError(f"mixture: {wanted}, got {mixture} with reference={reference}")
+
+
 class Policy(ABC):
     """A policy with a frozen reference and a frozen encoder (both the policy it started as).
 
@@ -65,6 +72,8 @@ class Policy(ABC):
     """D, the size of `embed`'s features."""
     reference_version: int = 0
     """Counts how often the reference was moved."""
+    generated_tokens: int = 0
+    """Tokens sampled for duels; 0 on finite tasks."""
 
     @abstractmethod
     def sample(
@@ -75,9 +84,11 @@ class Policy(ABC):
         *,
         reference: bool = False,
         temperature: float | None = None,
+        mixture: float = 0.0,
     ) -> Candidates:
         """Draws n responses to each of M prompts: (M, n). `temperature` None is the configured one; `reference` draws
-        from the reference policy and tags the responses so."""
+        from the reference policy and tags the responses so; `mixture` in [0, 1] is the reference's weight in a
+        geometric mixture, token by token, of policy^(1 - mixture) reference^mixture (Nash-MD)."""
 
     @abstractmethod
     def greedy(self, observation: Observation) -> Candidates:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from llm_duel_env.agents.policies.base import DirectOptimizer, Policy, PolicyConfig
+from llm_duel_env.agents.policies.base import DirectOptimizer, Policy, PolicyConfig, check_mixture
 from llm_duel_env.agents.policies.learners.lesson import prepare
 from llm_duel_env.agents.policies.learners.loop import train
 from llm_duel_env.agents.policies.learners.torch_learner import TorchLearner
@@ -135,11 +135,17 @@ class CandidatePolicy(Policy):
         *,
         reference: bool = False,
         temperature: float | None = None,
+        mixture: float = 0.0,
     ) -> Candidates:
         """Draws with replacement, as a language model does, so n may exceed K. See `Policy.sample`."""
+        check_mixture(mixture, reference)
         temperature = self.config.temperature if temperature is None else temperature
         scorer = self.reference if reference else self.scorer
-        cumulative = self._log_softmax(scorer, observation, temperature).double().exp().cumsum(dim=1)
+        log_prob = self._log_softmax(scorer, observation, temperature)
+        if mixture:
+            other = self._log_softmax(self.reference, observation, temperature)
+            log_prob = torch.lerp(log_prob, other, mixture).log_softmax(dim=1)
+        cumulative = log_prob.double().exp().cumsum(dim=1)
         draws = torch.from_numpy(_uniforms(self.seed, key, observation["prompt_id"], n))
         # The first candidate whose cumulative probability exceeds the draw; scaled, as the last entry is 1 only nearly.
         chosen = torch.searchsorted(cumulative, draws * cumulative[:, -1:], right=True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
-from llm_duel_env.agents.policies.base import DirectOptimizer, Policy, PolicyConfig
+from llm_duel_env.agents.policies.base import DirectOptimizer, Policy, PolicyConfig, check_mixture
 from llm_duel_env.agents.policies.encoder import FrozenEncoder, load_encoder, load_model
 from llm_duel_env.agents.policies.learners.lesson import prepare
 from llm_duel_env.agents.policies.learners.loop import train
@@ -129,12 +129,14 @@ class LanguageModelPolicy(Policy):
         *,
         reference: bool = False,
         temperature: float | None = None,
+        mixture: float = 0.0,
     ) -> Candidates:
         """See `Policy.sample`. Draws are keyed by the prompt's id too: they do not depend on the rest of the batch."""
+        check_mixture(mixture, reference)
         temperature = self.config.temperature if temperature is None else temperature
         with self.clock("sample"):
             model = self.reference if reference else self.model
-            candidates = self._generate(model, observation, n, temperature, (self.seed, *key))
+            candidates = self._generate(model, observation, n, temperature, (self.seed, *key), mixture)
             assert candidates.lengths is not None
             self.generated_tokens += int(candidates.lengths.sum())
         if reference:
@@ -153,8 +155,10 @@ class LanguageModelPolicy(Policy):
         n: int,
         temperature: float | None,
         stream: tuple | None,
+        mixture: float = 0.0,
     ) -> Candidates:
-        """n responses to each prompt: by the draws that `stream` (seed, *key) names, or greedily where it is None."""
+        """n responses to each prompt: by the draws that `stream` (seed, *key) names, or greedily where it is None; of
+        the model and, with weight `mixture`, the reference."""
         if n < 1 or (temperature is not None and not temperature > 0):
             raise ValueError(f"expected n >= 1 and a positive temperature, got {n} and {temperature}")
         prompts = self._prompts(observation)
@@ -175,6 +179,8 @@ class LanguageModelPolicy(Policy):
                     eos=sorted(self.tokens.eos),
                     temperature=temperature or 1.0,
                     share_prefix=self.share_prefix,
+                    other=self.reference if mixture else None,
+                    mixture=mixture,
                 )
             parts.append([part.cpu().numpy() for part in sampled])
         lengths = np.concatenate([part[1] for part in parts])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -58,6 +59,8 @@ def sample_tokens(
     eos: Sequence[int],
     temperature: float = 1.0,
     share_prefix: bool = True,
+    other: PreTrainedModel | None = None,
+    mixture: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Samples n responses to each of M prompts.
 
@@ -70,6 +73,9 @@ def sample_tokens(
         eos: ids that end a response, kept as its last token. A response cut at T has none.
         temperature: divides the logits; positive.
         share_prefix: attend to one copy of each prompt (`shared_prefix.works` must hold); else copy the prompts.
+        other: a second model with the same tokens; None: `model` alone.
+        mixture: its weight in [0, 1]: every token is drawn from the geometric mixture of the two models' distributions,
+            model^(1 - mixture) other^mixture, normalised.
 
     Returns:
         Tokens (M, n, T) int64, 0 after the end, and lengths (M, n) int64, on the model's device.
@@ -78,7 +84,10 @@ def sample_tokens(
         FloatingPointError: the model's logits are not finite.
     """
     rows, device = len(prompts) * n, model.device
-    decoder = (_SharedDecoder if share_prefix else _PlainDecoder)(model, prompts, n, max_new_tokens)
+    kind = _SharedDecoder if share_prefix else _PlainDecoder
+    decoder: _Decoder = kind(model, prompts, n, max_new_tokens)
+    if other is not None:
+        decoder = _MixedDecoder(decoder, kind(other, prompts, n, max_new_tokens), mixture)
     ends = torch.tensor(sorted(eos), device=device)
     tokens = torch.zeros(rows, max_new_tokens, dtype=torch.int64, device=device)
     draws = None if uniform is None else uniform.reshape(rows, max_new_tokens)
@@ -103,6 +112,37 @@ def sample_tokens(
             alive, chosen, done = alive[keep], chosen[keep], done[keep]
         logits = decoder.next(chosen, step)
     return tokens.view(-1, n, max_new_tokens), lengths.view(-1, n)
+
+
+class _Decoder(Protocol):
+    """Decodes R rows token by token."""
+
+    def first(self) -> Tensor:
+        """Logits (R, V) of the first tokens."""
+
+    def select(self, keep: Tensor) -> None:
+        """Keeps only the rows at these indices."""
+
+    def next(self, tokens: Tensor, step: int) -> Tensor:
+        """Logits (R, V) of the tokens after `tokens` (R,), the ones number `step`."""
+
+
+class _MixedDecoder:
+    """Two models on the same rows, their logits mixed: what normalises each cancels in the softmax of the mixture."""
+
+    def __init__(self, one: _Decoder, other: _Decoder, mixture: float) -> None:
+        self.one, self.other, self.mixture = one, other, mixture
+
+    def first(self) -> Tensor:
+        return torch.lerp(self.one.first().float(), self.other.first().float(), self.mixture)
+
+    def select(self, keep: Tensor) -> None:
+        self.one.select(keep)
+        self.other.select(keep)
+
+    def next(self, tokens: Tensor, step: int) -> Tensor:
+        one, other = self.one.next(tokens, step), self.other.next(tokens, step)
+        return torch.lerp(one.float(), other.float(), self.mixture)
 
 
 class _SharedDecoder:
