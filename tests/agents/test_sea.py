@@ -1,3 +1,4 @@
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -7,9 +8,13 @@ import torch
 from llm_duel_env.agents.base import config_from
 from llm_duel_env.agents.online_dpo import OnlineDPO
 from llm_duel_env.agents.sea import SEA, SEAConfig
+from llm_duel_env.baselines.sea_as_released import SEAAsReleased
 from llm_duel_env.baselines.uniform import Uniform
+from llm_duel_env.envs.vector_env import DuelVectorEnv
+from llm_duel_env.oracles.base import Oracle
 from llm_duel_env.randomness import generator, uniforms
 from llm_duel_env.tasks.synthetic import Synthetic
+from llm_duel_env.types import Candidates, Preferences
 
 FAST = {
     "policy.learning_rate": 2e-2,
@@ -43,17 +48,52 @@ def judge(task, duels, seed, number):
     return np.where(first == second, 0.5, label)
 
 
-def play(task, agent, rounds, start=0, poison=None):
-    """Plays rounds on training prompts; `poison` is what the oracle would say of pairs it is not asked about."""
+def play(task, agent, rounds, start=0):
+    """Plays rounds on training prompts, M at a time."""
     history = []
     for r in range(start, start + rounds):
         order = generator(agent.seed, "prompts").permutation(task.train_prompts)
         duels = agent.act(task.observe(order[(np.arange(M) + r * M) % len(order)]))
         label = judge(task, duels, agent.seed, r * M)
-        if poison is not None:
-            label[~duels.query] = poison
         history.append((duels, agent.update(duels.judged(np.where(duels.query, label, np.nan)))))
     return history
+
+
+class Poisoned(Oracle):
+    """Says the opposite of what it knows about the prompts that a test names, and remembers whom it was asked about."""
+
+    def __init__(self, honest):
+        self.honest, self.lies_about, self.asked = honest, set(), set()
+
+    def win_probability(self, prompts, first, second):
+        self.asked |= set(prompts["prompt_id"].tolist())
+        lies = np.isin(prompts["prompt_id"], list(self.lies_about))
+        truth = self.honest.win_probability(prompts, first, second)
+        return np.where(lies, 1 - truth, truth)
+
+
+def play_in_environment(agent_class, poison, share=0.6):
+    """Eight rounds in the environment, whose oracle is poisoned on the prompts of synthetic pairs where `poison`.
+
+    The agent, what the oracle was asked about that was synthetic, and how many pairs were.
+    """
+    task = Synthetic(candidates=10, train_prompts=256, heldout_prompts=64)
+    task.oracle = Poisoned(task.oracle)
+    overrides = {n: v for n, v in FAST.items()} | {"oracle_share": share, "burn_in": 0.0}
+    agent = agent_class(task.view(), config_from(agent_class.Config, overrides), seed=0, budget=200)
+    env = DuelVectorEnv(M, task=task, budget=200, feedback="threshold")
+    observation, _ = env.reset(seed=0)
+    leaked, synthetic = set(), 0
+    for _ in range(8):
+        duels = agent.act(observation)
+        free = ~duels.query if agent_class is SEA else agent._model_data
+        synthetic += int(free.sum())
+        ids = set(observation["prompt_id"][free].tolist())
+        task.oracle.lies_about, task.oracle.asked = ids if poison else set(), set()
+        observation, _, _, _, info = env.step(duels.action())
+        leaked |= task.oracle.asked & ids
+        agent.update(duels.judged(info["preference"]))
+    return agent, leaked, synthetic
 
 
 def weights(agent):
@@ -79,12 +119,69 @@ def test_nothing_is_synthetic_before_the_ensemble_has_learnt(task):
     assert share[3] > 0
 
 
-def test_what_the_oracle_would_have_said_of_synthetic_duels_changes_nothing(task):
-    agents = [sea(task), sea(task), sea(task)]
-    for agent, poison in zip(agents, (None, 1.0, 0.0)):
-        assert any((~duels.query).any() for duels, _ in play(task, agent, 8, poison=poison))
-    for other in agents[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(weights(agents[0]), weights(other)))
+def test_a_poisoned_oracle_changes_nothing_of_synthetic_pairs():
+    (one, leaked, synthetic), (other, also, _) = (play_in_environment(SEA, poison) for poison in (False, True))
+    assert synthetic > 10
+    assert leaked == also == set()  # it was not even asked
+    assert all(torch.equal(a, b) for a, b in zip(weights(one), weights(other)))
+    stored = [agent.reward_model.buffer for agent in (one, other)]
+    assert torch.equal(*(buffer._pairs[: len(buffer)] for buffer in stored))
+    assert one.queries == other.queries
+
+
+def test_the_poison_does_bite_where_the_oracle_is_asked():
+    (one, leaked, _), (other, _, _) = (play_in_environment(SEAAsReleased, poison) for poison in (False, True))
+    assert leaked
+    assert not all(torch.equal(a, b) for a, b in zip(weights(one), weights(other)))
+
+
+def test_synthetic_labels_teach_the_policy_and_not_the_ensemble(task):
+    agent, blind = sea(task), sea(task)
+    play(task, agent, 3)
+    blind.policy, blind.round, blind.queries = copy.deepcopy(agent.policy), agent.round, agent.queries
+    blind.reward_model = copy.deepcopy(agent.reward_model)
+    observation = task.observe(np.arange(64))
+    duels = agent.act(observation)
+    blind.act(observation)
+    label = np.where(duels.query, judge(task, duels, 0, 0), np.nan)
+    agent.update(duels.judged(label))
+    blind.update(replace(duels, synthetic=np.full(64, np.nan, np.float32)).judged(label))
+    assert agent.queries == blind.queries
+    ensembles = [list(a.reward_model.weights.values()) for a in (agent, blind)]
+    assert all(torch.equal(a, b) for a, b in zip(*ensembles))
+    scorers = [list(a.policy.scorer.parameters()) for a in (agent, blind)]
+    assert not all(torch.equal(a, b) for a, b in zip(*scorers))
+
+
+def test_a_response_against_itself_has_exactly_no_gradient(task):
+    agent = sea(task, candidates=4)
+    play(task, agent, 3)
+    observation = task.observe(np.arange(12))
+    drawn = agent.policy.sample(observation, 2, ("pairs",)).responses
+    drawn[:, 1] = np.where(drawn[:, 1] == drawn[:, 0], (drawn[:, 0] + 1) % 10, drawn[:, 1])
+    same = np.arange(12) % 3 == 0
+    drawn[same, 1] = drawn[same, 0]
+    pair, label = Candidates(observation, drawn), np.where(same, 0.5, np.arange(12) % 2).astype(np.float32)
+    preferences = Preferences(pair, label, np.ones(12, bool))
+
+    # With the masked pairs and without them the step is the same, bit for bit; of masked pairs alone there is none.
+    learners = []
+    for part in (preferences, preferences.rows(~same), preferences.rows(same)):
+        learner = copy.deepcopy(agent)
+        learner._features = learner.policy.embed(part.pair)
+        learner.learn(part)
+        learners.append(learner)
+    assert all(torch.equal(a, b) for a, b in zip(weights(learners[0]), weights(learners[1])))
+    before, after = list(agent.policy.scorer.parameters()), list(learners[2].policy.scorer.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(before, after))
+    assert learners[2].reward_model.buffer.added == agent.reward_model.buffer.added
+
+    # And in the ensemble's own objective, were such a pair to get there: a reward less itself.
+    same_pair = agent.policy.embed(pair.rows(same))
+    for value in torch.autograd.grad(
+        agent.reward_model.objective(same_pair, 10**12).sum(), list(agent.reward_model.weights.values())
+    ):
+        assert float(value.abs().max()) < 1e-6  # what rounding leaves
 
 
 def test_the_buffer_holds_oracle_labelled_duels_winner_first_and_nothing_else(task):
@@ -160,6 +257,32 @@ def test_draws_depend_on_the_prompt_not_on_its_batch(task):
     before = agent.member("first", whole)
     agent.round += 1
     assert not torch.equal(agent.member("first", whole), before)
+
+
+def test_heads_are_drawn_for_each_prompt_independently(task):
+    agent = sea(task)
+    observation = {"prompt_id": np.arange(20_000)}
+    first, synthetic = agent.member("first", observation), agent.member("synthetic", observation)
+    for one, other in ((first[:-1], first[1:]), (first, synthetic)):  # neighbours, and the two draws of one prompt
+        joint = torch.bincount(one * 5 + other, minlength=25) / len(one)
+        assert joint.tolist() == pytest.approx([1 / 25] * 25, abs=0.006)  # standard error 0.0014
+
+
+def test_members_that_all_agree_still_duel_and_leave_synthetic_pairs_unlabelled(task):
+    agent = sea(task, burn_in=0.0)
+    play(task, agent, 3)
+    with torch.no_grad():
+        for value in agent.reward_model.weights.values():
+            value.zero_()
+    for opponent in ("bai", "ee", "uncertainty", "passive"):
+        agent.config = replace(agent.config, opponent=opponent)
+        duels = agent.act(task.observe(np.arange(64)))
+        first, second = duels.pair.responses.T
+        varied = [len(set(row)) > 1 for row in agent.policy.sample(duels.pair.observation, 8, ("act", 3)).responses]
+        if opponent != "passive":
+            assert (first != second)[varied].all()
+        assert (~duels.query).any()
+        assert np.isnan(duels.synthetic).all()  # nobody has an opinion
 
 
 def test_duels_are_between_different_responses_where_there_are_any(task):
