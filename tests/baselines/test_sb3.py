@@ -258,3 +258,25 @@ def test_without_the_extra_the_error_names_it(monkeypatch):
     monkeypatch.setattr("llm_duel_env.extras.importlib.import_module", absent)
     with pytest.raises(MissingExtraError, match=r"agent SB3PPO needs .*llm-duel-env\[sb3\]"):
         agent_class(view, agent_class.configure({}), seed=0, budget=4)
+
+
+LEARNING = {
+    "sb3_ppo": {"n_steps": 2, "learning_rate": 3e-3, "batch_size": 256} | LINEAR,
+    "sb3_a2c": {"n_steps": 1, "learning_rate": 1e-2, "normalize_advantage": True, "use_rms_prop": False} | LINEAR,
+    "sb3_dqn": {"train_freq": 1, "gradient_steps": 16, "learning_rate": 3e-3, "batch_size": 256}
+    | {"exploration_fraction": 1.0}
+    | LINEAR,
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_learns_on_synthetic(name):
+    """40,000 duels with 16 candidates: the deployed response beats a uniform one (0.5, standard error 0.011).
+
+    Reinforcement learning on indices of candidates knows nothing of what they share: it needs a hundred times the
+    duels of a linear bandit, and ends far lower.
+    """
+    task = {"candidates": 16, "context_dim": 1, "train_prompts": 2048, "heldout_prompts": 2048}
+    agent = build(name, budget=40_000, settings=LEARNING[name], **task)
+    env, _ = play(agent, 78, batch=512, budget=40_000, **task)
+    assert env.unwrapped.evaluate(agent.respond)["offline_win_rate"] > 0.55
