@@ -167,15 +167,19 @@ class Duels:
             return {"first": tuple(first), "second": tuple(second), **asked}
         return {"first": first, "second": second, **asked}
 
-    def judged(self, preference: np.ndarray, reward: np.ndarray | None = None) -> Preferences:
+    def judged(
+        self, preference: np.ndarray, reward: np.ndarray | None = None, scores: np.ndarray | None = None
+    ) -> Preferences:
         """The duels with the oracle's `preference` (M,): 1 first, 0 second, 1/2 tie, NaN where it was not asked.
 
-        `reward` (M,) is the environment's, for the agents that need it; everybody else gets none.
+        `reward` (M,) is the environment's and `scores` (M, 2) are the oracle's, for the agents whose `needs` name them;
+        everybody else gets none.
         """
         from_oracle = ~np.isnan(preference)
         labels = np.where(from_oracle, preference, self.synthetic).astype(np.float32)
         reward = None if reward is None else reward.astype(np.float32)
-        return Preferences(self.pair, labels, from_oracle, reward)
+        scores = None if scores is None else scores.astype(np.float32)
+        return Preferences(self.pair, labels, from_oracle, reward, scores)
 
 
 @dataclass(frozen=True)
@@ -191,14 +195,22 @@ class Preferences:
     reward: np.ndarray | None = None
     """(M,) float32: the environment's reward, for agents whose `needs` name it (they stand in a table of their own);
     None for everybody else."""
+    scores: np.ndarray | None = None
+    """(M, 2) float32: the oracle's utility of both responses as shown, NaN where it was not asked, for agents whose
+    `needs` name scores; None for everybody else."""
 
     def __len__(self) -> int:
         return len(self.first_wins)
 
     def rows(self, rows: np.ndarray) -> Preferences:
         """Those at `rows` (an index or boolean array)."""
-        reward = None if self.reward is None else self.reward[rows]
-        return Preferences(self.pair.rows(rows), self.first_wins[rows], self.from_oracle[rows], reward)
+        return Preferences(
+            self.pair.rows(rows),
+            self.first_wins[rows],
+            self.from_oracle[rows],
+            None if self.reward is None else self.reward[rows],
+            None if self.scores is None else self.scores[rows],
+        )
 
     def decided(self) -> Preferences:
         """Those with a winner: no ties, no missing labels."""
@@ -213,11 +225,13 @@ class Preferences:
 
     @staticmethod
     def stack(parts: Sequence[Preferences]) -> Preferences:
-        """Several batches one after the other."""
+        """Several batches one after the other; of rewards and scores nothing where a batch has none."""
         rewards = [part.reward for part in parts if part.reward is not None]
+        scores = [part.scores for part in parts if part.scores is not None]
         return Preferences(
             Candidates.stack([part.pair for part in parts]),
             np.concatenate([part.first_wins for part in parts]),
             np.concatenate([part.from_oracle for part in parts]),
             np.concatenate(rewards) if len(rewards) == len(parts) else None,
+            np.concatenate(scores) if len(scores) == len(parts) else None,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -38,8 +39,9 @@ class Agent(ABC):
     provenance: ClassVar[Literal["paper", "reconstructed", "ours"]] = "ours"
     """Whether the file follows a paper's text, was rebuilt from notes, or is this project's own control."""
     needs: ClassVar[frozenset[str]] = frozenset()
-    """What the method requires beyond duels: of the task a subset of {scores, ranking, editor, contrast_prompts,
-    offline_pairs}; "reward" asks the environment for its reward (`Preferences.reward`)."""
+    """What the method requires beyond duels: of the task a subset of {scores, ranking, editor, degrader,
+    contrast_prompts, goal_prompts, offline_pairs}; "reward" asks the environment for its reward
+    (`Preferences.reward`)."""
     kinds: ClassVar[frozenset[str]] = frozenset({"finite", "text"})
     """The kinds of task it plays."""
 
@@ -61,6 +63,18 @@ class Agent(ABC):
     def configure(cls, overrides: dict) -> AgentConfig:
         """The agent's Config with `overrides` (see `config_from`) laid over its defaults."""
         return config_from(cls.Config, overrides)
+
+    @classmethod
+    def told(cls, reward: np.ndarray, info: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Of a step's reward and info what the agent's `needs` name beyond labels: arguments of `Duels.judged`.
+
+        Raises:
+            ValueError: it needs scores, and the environment was made without ``scores=True``.
+        """
+        if "scores" in cls.needs and "scores" not in info:
+            raise ValueError(f"{cls.__name__} needs scores: make the environment with scores=True")
+        told = {"reward": reward} if "reward" in cls.needs else {}
+        return told | {"scores": info["scores"]} if "scores" in cls.needs else told
 
     def prepare(self, task: TaskView) -> None:  # noqa: B027 (most agents have nothing to prepare)
         """Called once, before the first round of a fresh run and not when one is resumed. May read all training

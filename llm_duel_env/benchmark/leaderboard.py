@@ -17,6 +17,9 @@ from llm_duel_env.benchmark.statistics import SEEDS_NEEDED, Interval
 
 BASELINE = "online_dpo"
 """The agent that others are measured against."""
+RICHER = {"scores", "ranking", "reward", "editor", "degrader", "contrast_prompts", "goal_prompts"}
+"""Needs that put an agent into a table of its own: they tell more than labels, or (editor, degrader, prompts that the
+supervised policy was taught to obey) come from somebody who knows what the oracle likes."""
 Curve = tuple[np.ndarray, np.ndarray]
 Result = Mapping[str, Any]
 
@@ -59,6 +62,8 @@ class Row:
     kl: float | None
     length: float | None
     gradient_steps: float | None
+    evaluations: float | None
+    """Oracle evaluations beyond labels that the agent was told of; None for those that were told of none."""
     seconds: float
 
 
@@ -153,7 +158,7 @@ def last(result: Result, name: str) -> float | None:
 
 
 def _group(result: Result) -> dict[str, Any]:
-    asks = sorted(set(result["needs"]) & {"scores", "ranking", "reward"})
+    asks = sorted(set(result["needs"]) & RICHER)
     names = ("env", "env_kwargs", "kind", "budget", "feedback", "batch", "eval_prompts")
     return {"asks": asks} | {name: result[name] for name in names}
 
@@ -246,6 +251,7 @@ def _row(label: str, by_seed: dict[int, Result], baseline: dict[int, Result] | N
         kl=_mean([last(result, "kl") for result in results]),
         length=_mean([last(result, "length") for result in results]),
         gradient_steps=_mean([result.get("gradient_steps") for result in results]),
+        evaluations=_mean([result.get("evaluations") or None for result in results]),
         seconds=float(np.mean([result["seconds"] for result in results])),
     )
 

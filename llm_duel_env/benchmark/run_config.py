@@ -59,9 +59,9 @@ class RunConfig:
         for name in ("checkpoint_every", "heartbeat"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected seconds > 0, got {getattr(self, name)!r}")
-        taken = {"budget", "ledger", "num_envs"} & set(self.env_kwargs)
+        taken = {"budget", "ledger", "num_envs", "scores"} & set(self.env_kwargs)
         if taken:
-            raise ValueError(f"env_kwargs: {sorted(taken)} are the runner's to set (budget, batch, folder)")
+            raise ValueError(f"env_kwargs: {sorted(taken)} are the runner's to set (budget, batch, folder, agent)")
 
     @staticmethod
     def read(folder: str | Path) -> RunConfig:

@@ -35,7 +35,7 @@ DIAGNOSED = 128
 """Held-out prompts on which KL, entropy and length are measured."""
 CURVE = (
     *("queries", "offline_win_rate", "win_low", "win_high", "offline_win_probability", "true_utility"),
-    *("simple_regret", "kl", "entropy", "length", "mean_online_win_rate", "cumulative_regret"),
+    *("simple_regret", "kl", "entropy", "length", "mean_online_win_rate", "cumulative_regret", "claimed_queries"),
 )
 """What of an evaluation goes into the result's curve, where the task knows it."""
 CURVE_POINTS = 101
@@ -51,7 +51,11 @@ class Session:
         env_spec(config.env)
         try:
             self.env = gymnasium.make_vec(
-                config.env, num_envs=config.batch, budget=config.budget, ledger=str(folder.ledger), **config.env_kwargs
+                config.env,
+                num_envs=config.batch,
+                budget=config.budget,
+                ledger=str(folder.ledger),
+                **{"scores": "scores" in agent_class.needs, **config.env_kwargs},
             )
         except TypeError as error:  # an argument that the environment or its task does not have
             raise ValueError(f"{config.env} with {config.env_kwargs}: {error}") from error
@@ -124,7 +128,7 @@ class Session:
     def play_round(self) -> None:
         """One round: the agent acts, the oracle answers, the agent learns.
 
-        No agent sees the metrics, and only one that says in `needs` that it learns from the reward sees the reward.
+        No agent sees the metrics, and only one whose `needs` name the reward or the scores sees those.
         """
         before, queries = self._all_seconds(), self.queries
         generated = self._generated_tokens()
@@ -133,8 +137,7 @@ class Session:
         with self._clock("step"):
             self.observation, reward, _, truncated, info = self.env.step(duels.action())
         with self._clock("update"):
-            told = reward if "reward" in self.agent.needs else None
-            learnt = self.agent.update(duels.judged(info["preference"], told))
+            learnt = self.agent.update(duels.judged(info["preference"], **self.agent.told(reward, info)))
         self.truncated = bool(np.all(truncated))
         self.stalled = 0 if self.queries > queries else self.stalled + 1
         self.sums["generated_tokens"] += self._generated_tokens() - generated
@@ -226,6 +229,8 @@ class Session:
         self.sums["gradient_steps"] += learnt.get("gradient_steps", 0)
         if "reward" in self.agent.needs:  # the oracle judged both responses of every pair shown against the reference
             self.sums["evaluations"] += 2 * int(shown.sum())
+        if "scores" in self.agent.needs:
+            self.sums["evaluations"] += int(np.sum(info["evaluations"]))
         return found | {f"agent/{name}": float(value) for name, value in learnt.items()} | self._so_far()
 
     def _so_far(self) -> Metrics:

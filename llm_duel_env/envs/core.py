@@ -11,7 +11,7 @@ from gymnasium.error import ResetNeeded
 
 from llm_duel_env.ledger import Ledger, LedgerMismatch, Record
 from llm_duel_env.metrics import Respond, duel_metrics, evaluate, evaluate_prompts
-from llm_duel_env.oracles.checked import checked_win_probability
+from llm_duel_env.oracles.checked import checked_utility, checked_win_probability
 from llm_duel_env.oracles.feedback import Feedback
 from llm_duel_env.randomness import generator
 from llm_duel_env.tasks import make_task
@@ -39,6 +39,9 @@ class Outcome:
     0 where abstained."""
     metrics: dict[str, np.ndarray]
     """What only an evaluator may know; NaN where unknown or abstained."""
+    scores: np.ndarray | None = None
+    """(M, 2) the oracle's utility of both responses, NaN where nothing was charged; None where they are not asked for.
+    """
 
 
 class DuelCore:
@@ -58,6 +61,7 @@ class DuelCore:
         flip_rate: float = 0.0,
         tie_margin: float = 0.0,
         ledger: str | os.PathLike[str] | None = None,
+        scores: bool = False,
     ) -> None:
         for name, limit in (("budget", budget), ("max_rounds", max_rounds)):
             if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, np.integer)) or limit < 1):
@@ -66,7 +70,7 @@ class DuelCore:
             raise ValueError(f"task_kwargs go with a task's name, but the task is given as an object: {task_kwargs}")
         self.task = task if isinstance(task, Task) else make_task(task, **(task_kwargs or {}))
         self.feedback = Feedback(feedback or self.task.feedback, flip_rate, tie_margin)  # type: ignore[arg-type]
-        self.budget, self.max_rounds = budget, max_rounds
+        self.budget, self.max_rounds, self.scores = budget, max_rounds, bool(scores)
         self.ledger: Ledger | None = None
         self._ledger_path = ledger
         self._identity = {
@@ -137,7 +141,9 @@ class DuelCore:
         the next ones in order; every epoch is another permutation of the training ids."""
         ids = np.array(self.kept if self.kept else [-1] * count, np.int64)
         if len(ids) != count:
-            raise ValueError(f"expected {len(ids)} prompts, as in the round before, some of which are kept; got {count}")
+            raise ValueError(
+                f"expected {len(ids)} prompts, as in the round before, some of which are kept; got {count}"
+            )
         new = np.flatnonzero(ids < 0)
         epochs, offsets = np.divmod(self.served + np.arange(len(new)), self.task.train_prompts)
         ids[new] = [self._order(int(epoch))[offset] for epoch, offset in zip(epochs, offsets)]
@@ -191,6 +197,7 @@ class DuelCore:
             metrics = duel_metrics(self.task, rows_of(prompts, shown), first[shown], second[shown])
         rows = np.flatnonzero(charged)
         with self.clock("oracle"):
+            scores = self._score(rows_of(prompts, rows), first[rows], second[rows]) if self.scores else None
             records = self._buy(rows_of(prompts, rows), first[rows], second[rows])
 
         preference = np.where(query, 0.5, np.nan)
@@ -204,7 +211,16 @@ class DuelCore:
         self.round += 1
         self.served += count - sum(kept >= 0 for kept in self.kept)
         self.kept = np.where(again, prompt_ids, -1).tolist() if again is not None and again.any() else []
-        return Outcome(preference, charged, reward, {**spread, "probability": probability})
+        told = None
+        if scores is not None:
+            told = np.stack([_spread(column, rows, count) for column in scores], axis=1)
+        return Outcome(preference, charged, reward, {**spread, "probability": probability}, told)
+
+    def _score(self, prompts: Observation, first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The oracle's utility of both responses, (R,) each. Labels that are replayed are scored again: an oracle that
+        has a utility is a program or a model, and says the same twice."""
+        oracle = self.task.oracle
+        return checked_utility(oracle, prompts, first), checked_utility(oracle, prompts, second)
 
     def _buy(self, prompts: Observation, first: np.ndarray, second: np.ndarray) -> list[Record]:
         """The records of these queries: replayed where the ledger has them, else bought in one batch and appended."""

@@ -33,7 +33,9 @@ class DuelVectorEnv(CoreEnv, VectorEnv):
 
     ``info``, each (M,): ``preference`` (1 first, 0 second, 1/2 tie, NaN abstained), ``tie``, ``charged``,
     ``query_count`` (the run's total), and for evaluators only ``metrics/...``: online_win_rate, online_win_probability,
-    regret, utility_regret, utility_first, utility_second, probability; NaN where unknown or abstained.
+    regret, utility_regret, utility_first, utility_second, probability; NaN where unknown or abstained. Made with
+    ``scores=True`` also ``scores`` (M, 2), the oracle's utility of both responses, NaN where nothing was charged, and
+    ``evaluations``, how many of those were told in this step: richer feedback than labels, and counted apart.
     """
 
     metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.DISABLED}  # noqa: RUF012 (as Gymnasium has it)
@@ -50,6 +52,7 @@ class DuelVectorEnv(CoreEnv, VectorEnv):
         flip_rate: float = 0.0,
         tie_margin: float = 0.0,
         ledger: str | os.PathLike[str] | None = None,
+        scores: bool = False,
         render_mode: str | None = None,
     ) -> None:
         """A batch of duels.
@@ -64,6 +67,7 @@ class DuelVectorEnv(CoreEnv, VectorEnv):
             flip_rate: Probability with which a label is turned round.
             tie_margin: A tie where the oracle's probability is this close to 1/2.
             ledger: File that every label is written to; None for no ledger.
+            scores: Whether ``info`` tells the oracle's utilities; OracleError on the first step where it has none.
             render_mode: None: there is nothing to see.
 
         Raises:
@@ -73,7 +77,7 @@ class DuelVectorEnv(CoreEnv, VectorEnv):
             raise ValueError(f"num_envs: expected a whole number of at least 1, got {num_envs!r}")
         if render_mode is not None:
             raise ValueError(f"render_mode: expected None, got {render_mode!r}")
-        self.core = DuelCore(task, task_kwargs, budget, max_rounds, feedback, flip_rate, tie_margin, ledger)
+        self.core = DuelCore(task, task_kwargs, budget, max_rounds, feedback, flip_rate, tie_margin, ledger, scores)
         self.num_envs, self.render_mode = int(num_envs), None
         self.single_observation_space = self.core.task.observation_space
         self.single_action_space = action_space(self.core.task.response_space)
@@ -126,6 +130,8 @@ class DuelVectorEnv(CoreEnv, VectorEnv):
             "query_count": np.full(self.num_envs, self.core.query_count),
             **{f"metrics/{name}": value for name, value in outcome.metrics.items()},
         }
+        if outcome.scores is not None:
+            info |= {"scores": outcome.scores, "evaluations": (~np.isnan(outcome.scores)).sum(axis=1)}
         truncated = np.full(self.num_envs, self.core.finished)
         return self.observe(), outcome.reward, np.zeros(self.num_envs, bool), truncated, info
 

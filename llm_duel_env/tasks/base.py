@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,11 +36,16 @@ class TaskView:
     max_prompt_tokens: int | None = None
     max_new_tokens: int | None = None
     provides: frozenset[str] = frozenset()
-    """What methods may ask for beyond duels: a subset of {scores, ranking, editor, contrast_prompts, offline_pairs}."""
+    """What methods may ask for beyond duels: a subset of {scores, ranking, editor, degrader, contrast_prompts,
+    goal_prompts, offline_pairs}."""
     edit: Callable[[str, str, str], str] | None = None
     """edit(prompt, loser, winner): the loser minimally edited towards the winner, where the task offers an editor."""
     degrade: Callable[[str, str, int], str] | None = None
-    """degrade(prompt, response, level): the response with part of its key content gone."""
+    """degrade(prompt, response, level): the response with part of its key content gone, the more the higher the level,
+    0 (nothing) to 4; where the task offers a degrader."""
+    condition: Callable[[Observation, Sequence[str]], Observation] | None = None
+    """condition(prompts, names): each of M prompts with the condition that is named for it, where the task has any:
+    good and bad (contrast_prompts), goal_0 to goal_10 (goal_prompts). Ids stay. ValueError for an unknown name."""
 
 
 class Task(ABC):
@@ -85,6 +90,11 @@ class Task(ABC):
         By default of its name alone. A run is only resumed, and a result only taken for one's own, where it agrees.
         """
         return digest(self.name)
+
+    @property
+    def oracle_tells(self) -> frozenset[str]:
+        """What the oracle can say beyond labels of duels: scores, where it has a utility."""
+        return frozenset({"scores"}) if self.oracle.has_utility else frozenset()
 
     @abstractmethod
     def view(self) -> TaskView:

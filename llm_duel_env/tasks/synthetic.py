@@ -173,6 +173,7 @@ class Synthetic(Task):
             response_space=self.response_space,
             train_prompts=self.train_prompts,
             observe=self.observe_training,
+            provides=self.oracle_tells,
         )
 
 

@@ -135,6 +135,7 @@ class Text(Task):
             model=self.model,
             max_prompt_tokens=self.max_prompt_tokens,
             max_new_tokens=self.max_new_tokens,
+            provides=self.oracle_tells,
         )
 
 

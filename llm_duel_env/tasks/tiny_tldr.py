@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -109,7 +109,7 @@ class TinyTLDR(Task):
         return digest(self.name, *(self.assets / part for part in (*models, "heldout.jsonl", "references_train.jsonl")))
 
     def view(self) -> TaskView:
-        """Spaces, training posts, the supervised policy, the editor and the degrader."""
+        """Spaces, training posts, the supervised policy, the editor, the degrader, the control tokens."""
         return TaskView(
             name=self.name,
             kind="text",
@@ -121,10 +121,17 @@ class TinyTLDR(Task):
             encoder=str(self.assets / "encoder"),
             max_prompt_tokens=MAX_PROMPT_TOKENS,
             max_new_tokens=language.MAX_WORDS + 1,
-            provides=frozenset({"editor", "contrast_prompts"}),
+            provides=self.oracle_tells | {"editor", "degrader", "contrast_prompts", "goal_prompts"},
             edit=language.edit,
             degrade=language.degrade,
+            condition=conditioned,
         )
+
+
+def conditioned(prompts: Observation, names: Sequence[str]) -> Observation:
+    """The posts, each under the control token of its name: good, bad, goal_0 to goal_10. ValueError for others."""
+    posts = [language.with_control(post, f"<{name}>") for post, name in zip(prompts["prompt"], names, strict=True)]
+    return {**prompts, "prompt": tuple(posts)}
 
 
 def utility_of(prompts: Observation, responses: np.ndarray) -> np.ndarray:

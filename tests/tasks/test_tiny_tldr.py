@@ -67,7 +67,7 @@ def test_the_better_summary_wins_and_the_truth_does_not_follow_the_scale(assets)
 
 def test_the_view_offers_the_editor_and_no_truth(assets):
     view = make_task("tiny_tldr", assets=str(assets)).view()
-    assert view.provides == {"editor", "contrast_prompts"}
+    assert view.provides == {"scores", "editor", "degrader", "contrast_prompts", "goal_prompts"}
     assert view.max_new_tokens == 28
     assert view.model == str(assets / "policy")
     prompt = view.observe(np.array([3]))["prompt"][0]
