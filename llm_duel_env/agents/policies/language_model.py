@@ -84,10 +84,10 @@ class LanguageModelPolicy(Policy):
         self.reference_version = 0
         self.share_prefix = self._can_share_prefix(self.encoder)
         if config.encoder == "policy":
-            self.embedder = FrozenEncoder(self.encoder, self._precision, self.share_prefix)
+            self.embedder = FrozenEncoder(self.encoder, self.precision, self.share_prefix)
         else:
             other = load_encoder(config.encoder, task, self.tokenizer, self.device)
-            self.embedder = FrozenEncoder(other, self._precision, self._can_share_prefix(other))
+            self.embedder = FrozenEncoder(other, self.precision, self._can_share_prefix(other))
         self.feature_size = self.embedder.feature_size
         self.learner = TorchLearner(self.model, config)
         self.generated_tokens = 0
@@ -105,7 +105,7 @@ class LanguageModelPolicy(Policy):
         return task.max_prompt_tokens
 
     def _can_share_prefix(self, model: PreTrainedModel) -> bool:
-        with self._precision():
+        with self.precision():
             return works(model, tolerance=0.1 if self.bf16 else 1e-3)
 
     @property
@@ -118,7 +118,8 @@ class LanguageModelPolicy(Policy):
         """Optimizer steps so far."""
         return self.learner.gradient_steps
 
-    def _precision(self) -> AbstractContextManager:
+    def precision(self) -> AbstractContextManager:
+        """Within it matrix products run in bfloat16, where the policy does so."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
     def sample(
@@ -169,7 +170,7 @@ class LanguageModelPolicy(Policy):
         parts = []
         for start in range(0, len(prompts), group):
             draws = None if uniform is None else torch.from_numpy(uniform[start : start + group]).to(self.device)
-            with self._precision():
+            with self.precision():
                 sampled = sample_tokens(
                     model,
                     prompts[start : start + group],
@@ -217,7 +218,7 @@ class LanguageModelPolicy(Policy):
     def _score(self, model: PreTrainedModel, candidates: Candidates, per_token: bool = False) -> Tensor:
         """See `Score`."""
         prompts, (tokens, lengths) = self._prompts(candidates.observation), self._tensors(candidates)
-        with self._precision():
+        with self.precision():
             return log_probs(model, prompts, tokens, lengths, share_prefix=self.share_prefix, per_token=per_token)
 
     def embed(self, candidates: Candidates) -> Tensor:
@@ -231,7 +232,7 @@ class LanguageModelPolicy(Policy):
 
     def embed_responses(self, candidates: Candidates) -> Tensor:
         """See `Policy.embed_responses`: (M, N, hidden size) on the CPU, of the ids that were sampled."""
-        with self.clock("embed"), self._precision():
+        with self.clock("embed"), self.precision():
             return mean_hidden_states(self.encoder, *self._tensors(candidates)).cpu()
 
     def learn(

@@ -53,6 +53,8 @@ class RankedLogProbs:
     """(B,) policy log-probability, with gradient, of one extra response per row (an exploration bonus looks at it)."""
     bonus_reference: Tensor | None = None
     """(B,) the same under the reference policy, without gradient."""
+    index: Tensor | None = None
+    """(B,) int64: which rows of what `Policy.learn` was given these are, for losses with terms of their own."""
     tokens: TokenLogProbs | None = None
     """The tokens of the B x n responses, where the loss says `needs_tokens`."""
 
@@ -61,7 +63,7 @@ class RankedLogProbs:
         if len(shape) != 2 or shape[1] < 2:
             raise ValueError(f"policy: expected (B, n) with n >= 2, got {tuple(shape)}")
         expected = {"reference": shape, "lengths": shape, "from_reference": shape, "scores": shape}
-        for name, size in (expected | {"bonus": shape[:1], "bonus_reference": shape[:1]}).items():
+        for name, size in (expected | {"bonus": shape[:1], "bonus_reference": shape[:1], "index": shape[:1]}).items():
             value = getattr(self, name)
             if value is not None and value.shape != size:
                 raise ValueError(f"{name}: expected {tuple(size)}, got {tuple(value.shape)}")

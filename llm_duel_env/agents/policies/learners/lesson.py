@@ -59,6 +59,7 @@ class Lesson:
             batch_scores=None if self.scores is None else self.scores[torch.as_tensor(batch, device=policy.device)],
             bonus=policy[:, n] if self.has_bonus else None,
             bonus_reference=reference[:, n] if self.has_bonus else None,
+            index=index,
             tokens=tokens,
         )
 

@@ -35,6 +35,12 @@ class TorchLearner:
         self.gradient_steps = 0
         """Steps taken, those before a `reset` included."""
 
+    def add(self, name: str, module: nn.Module) -> None:
+        """Trains a module beside the model, with the same optimizer and clipping; its weights are its owner's to save."""
+        added = {f"{name}.{key}": p for key, p in module.named_parameters()}
+        self.parameters |= added
+        self.optimizer.add_param_group({"params": list(added.values())})
+
     def begin(self, learning_rate: float) -> None:
         """See `Engine.begin`."""
         for group in self.optimizer.param_groups:
