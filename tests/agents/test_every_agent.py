@@ -78,6 +78,7 @@ def play(env, agent, rounds, observation=None, seed=0):
     """Plays rounds; returns the next observation and what was shown and learnt."""
     if observation is None:
         observation, _ = env.reset(seed=seed)
+        agent.prepare(env.task.view())
     log = []
     for _ in range(rounds):
         duels = agent.act(observation)
@@ -204,6 +205,7 @@ def test_learns(name):
         config = agent_class.configure({**recipe_of(FINITE, name, {}), **cheaper})
         env, agent = DuelVectorEnv(32, task=task, budget=500), agent_class(task.view(), config, seed=seed, budget=500)
         observation, rounds = env.reset(seed=seed)[0], 0
+        agent.prepare(task.view())
         while env.remaining >= 32 and rounds < 60:
             observation, rounds = play(env, agent, 1, observation)[0], rounds + 1
         rates.append(env.evaluate(agent.respond)["offline_win_rate"])
