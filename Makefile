@@ -35,8 +35,9 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 demo: setup  ## SEA against online DPO on a laptop: a table, learning curves, TensorBoard logs
 	$(BIN)/llm-duel demo --out $(OUT)/demo --jobs $(JOBS)
 
+# One thread per process, as in a sweep: what workers gain, threads that fight for cores would lose.
 test: setup-dev  ## the tests, with coverage
-	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist worksteal --cov --cov-report=term $(ARGS)
 
 test-slow: setup-dev  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)
