@@ -145,9 +145,11 @@ def area_under(queries: np.ndarray, values: np.ndarray) -> float:
 
     >>> area_under(np.array([0, 10, 20]), np.array([0.5, 0.7, 0.7]))
     0.65
+    >>> area_under(np.array([0, 0]), np.array([0.5, 0.6]))  # never a query, as of an agent that labels its own pairs
+    0.6
     """
     queries, values = np.asarray(queries, np.float64), np.asarray(values, np.float64)
-    if len(queries) < 2:
+    if len(queries) < 2 or queries[-1] == queries[0]:
         return float(values[-1])
     return float(integrate.trapezoid(values, queries) / (queries[-1] - queries[0]))
 
