@@ -133,12 +133,12 @@ class SELM(Agent):
             np.where(decided, 1.0, 0.5).astype(np.float32),
             np.ones(len(best), bool),
         )
-        greedy = self._candidates.take(np.zeros((len(best), 1), np.int64))
+        greedy = self._candidates.take(np.zeros((len(best), 1), np.int64)) if self.loss.weight else None
         key = ("update", self.round)
         learnt = self.policy.update(self.loss, pairs, progress=self.progress, key=key, bonus=greedy)
         return learnt | {
-            "greedy_best": float((decided & (best == 0)).mean()),
-            "greedy_worst": float((decided & (worst == 0)).mean()),
+            "greedy_best": float((decided & (responses[rows, best] == responses[:, 0])).mean()),
+            "greedy_worst": float((decided & (responses[rows, worst] == responses[:, 0])).mean()),
             "queries_per_pair": self._paid / max(int(decided.sum()), 1),
         }
 

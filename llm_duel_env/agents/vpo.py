@@ -60,13 +60,14 @@ class VPO(Agent):
         key = ("act", self.round)
         if self.config.mode == "offline":
             return self.policy.sample(observation, 2, key, reference=True).first_two()
-        self._calibration = self.policy.sample(observation, 1, ("calibration", self.round), reference=True)
+        if self.loss.weight:
+            self._calibration = self.policy.sample(observation, 1, ("calibration", self.round), reference=True)
         return self.policy.sample(observation, 2, key).first_two()
 
     def learn(self, preferences: Preferences) -> Metrics:
         """One pass of the direct optimizer with the calibration term over the round's labelled pairs."""
         bonus = self._calibration
-        if self.config.mode == "offline":
+        if self.config.mode == "offline" and self.loss.weight:
             winner = np.where(preferences.first_wins == 0, 1, 0)  # where nobody won the row is left out
             bonus = preferences.pair.take(winner[:, None])
         key = ("update", self.round)
