@@ -51,7 +51,7 @@ class REAL(Agent):
 
     Config = REALConfig
     paper = "https://arxiv.org/abs/2409.17169"
-    provenance = "paper"
+    provenance = "reconstructed"
     config: REALConfig
 
     def __init__(self, task: TaskView, config: REALConfig, *, seed: int, budget: int) -> None:
