@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test test-slow lint format bench-speed assets study tune clean
+.PHONY: help setup setup-dev demo test test-slow lint format bench-speed assets docs board board-runs study tune tune-board clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -57,6 +57,22 @@ bench-speed: setup  ## seconds per stage beside the arithmetic floor and a plain
 
 assets: setup  ## rebuilds the embedded tiny models from nothing
 	$(BIN)/python -m llm_duel_env.assets.build_tiny_tldr --out build/tiny_tldr --seed 0
+
+docs: setup  ## the generated documentation: a page per agent, the losses, the README's table (sb3's: setup-dev)
+	$(BIN)/python -m llm_duel_env.benchmark.docs .
+
+board: setup  ## benchmark.md, from the results that are kept in benchmark/results
+	$(BIN)/llm-duel board --results benchmark/results --out benchmark.md
+
+board-runs: setup-dev  ## plays what the board lacks (hours), and keeps the results
+	$(BIN)/llm-duel bench board-synthetic --out $(OUT)/board-synthetic --results benchmark/results --jobs $(JOBS)
+	$(BIN)/llm-duel bench board-synthetic-32 --out $(OUT)/board-synthetic-32 --results benchmark/results --jobs $(JOBS)
+	$(BIN)/llm-duel bench board-tiny-tldr --out $(OUT)/board-tiny-tldr --results benchmark/results --jobs $(JOBS)
+	$(MAKE) board docs
+
+tune-board: setup-dev  ## the sweeps behind the board's recipes, on tuning seeds (hours)
+	$(BIN)/llm-duel bench tune-board-synthetic --out $(OUT)/tune-board-synthetic --results benchmark/results --jobs $(JOBS)
+	$(BIN)/llm-duel bench tune-board-tiny-tldr --out $(OUT)/tune-board-tiny-tldr --results benchmark/results --jobs $(JOBS)
 
 tune: setup  ## the learning-rate sweeps behind the recipes, on tuning seeds
 	$(BIN)/llm-duel bench tune-synthetic --out $(OUT)/tune-synthetic --jobs $(JOBS)

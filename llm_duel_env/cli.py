@@ -25,6 +25,7 @@ An agent shows two responses to a prompt, an oracle says which is better, and ev
   llm-duel run --resume runs/...                  goes on with an interrupted run, exactly
   llm-duel bench demo --jobs 2                    all runs of a suite; the same command goes on with it
   llm-duel leaderboard runs/demo --out report     tables and figures from finished runs
+  llm-duel board --out benchmark.md               every agent, from the results that are kept beside the code
   llm-duel export runs/... --out pairs.jsonl      the labels bought: prompt, chosen, rejected
 """
 
@@ -80,6 +81,26 @@ class Bench:
     """Where the runs go (default runs/SUITE)."""
     jobs: int | None = None
     """Processes, each with one thread (default: as many as there are cores)."""
+    results: Path | None = None
+    """A folder of kept results, e.g. benchmark/results: runs that it has are not played, and the results of those that
+    are go there, small."""
+
+
+@dataclass
+class Board:
+    """The board of every agent, in Markdown, from kept results (see `bench --results`).
+
+    Example: llm-duel board --results benchmark/results --out benchmark.md
+    """
+
+    results: Path = Path("benchmark/results")
+    """Folder of kept results."""
+    out: Path = Path("benchmark.md")
+    """File to write."""
+    suites: tuple[str, ...] = ()
+    """Suites that it is made of (default: the package's board suites)."""
+    notes: Path | None = None
+    """A Markdown file to add at its end."""
 
 
 @dataclass
@@ -132,7 +153,7 @@ class Demo:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point. Exit codes: 0 done, 1 a run broke, 2 the command cannot be carried out as given, 130 interrupted."""
     told = tyro.cli(
-        Run | Bench | Leaderboard | Export | List | Demo,  # type: ignore[arg-type]
+        Run | Bench | Board | Leaderboard | Export | List | Demo,  # type: ignore[arg-type]
         prog="llm-duel",
         description=DESCRIPTION,
         args=arguments,
@@ -149,7 +170,7 @@ def carry_out(told: Any) -> int:
     from llm_duel_env.oracles.base import OracleError
 
     verbs: dict[type, Any] = {
-        Run: _run, Bench: _bench, Leaderboard: _leaderboard, Export: _export, List: _list, Demo: _demo,
+        Run: _run, Bench: _bench, Board: _board, Leaderboard: _leaderboard, Export: _export, List: _list, Demo: _demo,
     }  # fmt: skip
     try:
         return verbs[type(told)](told)
@@ -232,8 +253,35 @@ def _given(told: Run) -> dict[str, Any]:
 def _bench(told: Bench) -> int:
     from llm_duel_env.benchmark.suite import load_suite
 
-    out = told.out or Path("runs") / Path(told.suite).stem
-    return _sweep(load_suite(told.suite, out), told.jobs, f"llm-duel leaderboard {out}")
+    name = Path(told.suite).stem
+    out = told.out or Path("runs") / name
+    runs = load_suite(told.suite, out)
+    if told.results is None:
+        return _sweep(runs, told.jobs, f"llm-duel leaderboard {out}")
+    from llm_duel_env.benchmark.stored import Kept, keep
+
+    kept = Kept(told.results)
+    missing = [run for run in runs if kept.result(run) is None]
+    print(f"{len(runs) - len(missing)} of {len(runs)} runs are kept in {told.results}")
+    try:
+        return _sweep(missing, told.jobs, f"llm-duel board --results {told.results}") if missing else 0
+    finally:
+        print(f"{len(keep(missing, told.results / name))} results kept in {told.results / name}")
+
+
+def _board(told: Board) -> int:
+    from llm_duel_env.benchmark.report import board
+    from llm_duel_env.benchmark.stored import Kept
+
+    command = f"llm-duel board --results {told.results} --out {told.out}"
+    command += f" --suites {' '.join(told.suites)}" if told.suites else ""
+    command += f" --notes {told.notes}" if told.notes else ""
+    extra = told.notes.read_text() if told.notes else ""
+    parts = board.write(Kept(told.results), told.out, command, told.suites or board.SUITES, extra)
+    for part in parts:
+        print(f"{part.suite}: {sum(part.missing.values())} runs not measured yet")
+    print(told.out)
+    return 0
 
 
 def _sweep(runs: list[RunConfig], jobs: int | None, then: str) -> int:

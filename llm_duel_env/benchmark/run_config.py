@@ -106,12 +106,17 @@ def env_spec(env: str) -> Any:
     raise registry.unknown("environment", env, list_envs())
 
 
-def fingerprint_of(env: str, env_kwargs: dict[str, Any]) -> str:
-    """The fingerprint of an environment's task as it is now; see `Task.fingerprint`."""
+def task_of(env: str, env_kwargs: dict[str, Any]) -> Any:
+    """An environment's task, made anew."""
     from llm_duel_env.tasks import make_task
 
     task = env_kwargs.get("task", env_spec(env).kwargs["task"])
-    return make_task(task, **(env_kwargs.get("task_kwargs") or {})).fingerprint()
+    return make_task(task, **(env_kwargs.get("task_kwargs") or {}))
+
+
+def fingerprint_of(env: str, env_kwargs: dict[str, Any]) -> str:
+    """The fingerprint of an environment's task as it is now; see `Task.fingerprint`."""
+    return task_of(env, env_kwargs).fingerprint()
 
 
 def list_envs() -> list[str]:

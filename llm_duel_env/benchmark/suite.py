@@ -7,6 +7,7 @@ entries:
     agents: [uniform, sea]            # or {label: {agent: sea, overrides: {policy.learning_rate: 1e-4}}}
     seeds: 5                          # 0 to 4, or a list
     budget: 2000                      # also: batch, eval_every, eval_prompts, recipe
+    sweep: {policy.learning_rate: [1.0e-4, 2.0e-4]}   # each agent with each value, labelled sea@1e-4, sea@2e-4
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from llm_duel_env.benchmark.run_config import RunConfig, check
 
 REQUIRED = {"env", "agents", "seeds", "budget"}
 PASSED_ON = {"budget", "batch", "eval_every", "eval_prompts"}
-KNOWN = REQUIRED | PASSED_ON | {"env_kwargs", "recipe"}
+KNOWN = REQUIRED | PASSED_ON | {"env_kwargs", "recipe", "sweep"}
 
 
 def list_suites() -> list[str]:
@@ -82,7 +83,7 @@ def _expand_entry(entry: Any, out: Path) -> list[RunConfig]:
     env, env_kwargs = entry["env"], entry.get("env_kwargs") or {}
     common = {name: entry[name] for name in PASSED_ON & set(entry)}
     runs = []
-    for label, agent, overrides in _agents(entry["agents"]):
+    for label, agent, overrides in _swept(_agents(entry["agents"]), entry.get("sweep") or {}):
         recipe = recipe_of(env, agent, env_kwargs) if entry.get("recipe", True) else {}
         folder = out / _slug(env, env_kwargs) / label
         first = RunConfig(
@@ -112,6 +113,30 @@ def _agents(agents: Any) -> list[tuple[str, str, dict[str, Any]]]:
             raise ValueError(f"agents: {label}: expected 'agent' and 'overrides', got {told!r}")
         found.append((str(label), str(told.get("agent", label)), dict(told.get("overrides") or {})))
     return found
+
+
+def _swept(
+    agents: list[tuple[str, str, dict[str, Any]]], sweep: dict[str, list[Any]]
+) -> list[tuple[str, str, dict[str, Any]]]:
+    """Each agent once per value of the one swept setting; unchanged where nothing is swept."""
+    if not sweep:
+        return agents
+    if not isinstance(sweep, dict) or len(sweep) != 1 or not isinstance(values := next(iter(sweep.values())), list):
+        raise ValueError(f"sweep: expected one setting with a list of values, got {sweep!r}")
+    setting = next(iter(sweep))
+    return [(f"{label}@{_short(v)}", agent, {**told, setting: v}) for label, agent, told in agents for v in values]
+
+
+def _short(value: Any) -> str:
+    """A value in a label: 0.03 is 3e-2.
+
+    >>> _short(0.03), _short(0.00005), _short(0.25), _short("ee")
+    ('3e-2', '5e-5', '2.5e-1', 'ee')
+    """
+    if not isinstance(value, float):
+        return str(value)
+    digits, exponent = f"{value:.3e}".split("e")
+    return f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
 def _seeds(seeds: Any) -> list[int]:

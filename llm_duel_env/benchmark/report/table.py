@@ -92,10 +92,15 @@ def markdown(tables: list[Table]) -> str:
     parts = []
     for table in tables:
         headings, rows = cells(table)
-        lines = [f"### {table.title}", "", _line(headings), _line([":--"] + ["--:"] * (len(headings) - 1))]
-        lines += [_line(row) for row in rows]
+        lines = [f"### {table.title}", "", *markdown_table(headings, rows)]
         parts.append("\n".join([*lines, "", *(f"{note}  " for note in notes(table))]))
     return "\n\n".join(parts) + "\n"
+
+
+def markdown_table(headings: list[str], rows: list[list[str]], *, numbers: bool = True) -> list[str]:
+    """The lines of a Markdown table; all columns but the first are aligned to the right where they hold `numbers`."""
+    rest = "--:" if numbers else ":--"
+    return [_line(headings), _line([":--"] + [rest] * (len(headings) - 1)), *map(_line, rows)]
 
 
 def csv_text(tables: list[Table]) -> str:

@@ -1,0 +1,161 @@
+"""The board: what the kept results say of every agent of the board's suites, as one Markdown file.
+
+One part per suite: a ranked table of agents that are told of duels alone, a table of those that are told more, and
+those with too few seeds to be ranked. All rows of a part count to the same target, online DPO's. No number in it is
+typed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from llm_duel_env.benchmark import statistics
+from llm_duel_env.benchmark.leaderboard import RICHER, Result, Row, Table, curve, has_win_rate, tables
+from llm_duel_env.benchmark.report.table import cells, markdown_table, notes
+from llm_duel_env.benchmark.run_config import RunConfig
+from llm_duel_env.benchmark.statistics import SEEDS_NEEDED
+from llm_duel_env.benchmark.stored import Kept, same_settings
+from llm_duel_env.benchmark.suite import load_suite
+
+SUITES = ("board-synthetic", "board-synthetic-32", "board-tiny-tldr")
+"""The suites that the board is made of."""
+MARK = "†"
+"""On agents whose kept results were played with other settings than the suite would tell them now."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One suite's part of the board."""
+
+    suite: str
+    table: Table | None
+    """All agents that have a result, in one table; None where nothing is kept yet."""
+    missing: dict[str, int] = field(default_factory=dict)
+    """Label -> how many of its runs have no result."""
+    told: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Label -> what the agent is told beyond duels."""
+
+    def rows(self, agent: str) -> list[Row]:
+        """The rows of one agent, whatever their labels."""
+        if self.table is None:
+            return []
+        played = {label: next(iter(seeds.values()))["agent"] for label, seeds in self.table.results.items()}
+        return [row for row in self.table.rows if played[row.label] == agent]
+
+    def sections(self) -> tuple[list[Row], list[Row], list[Row]]:
+        """The rows of (duels alone, told more, too few seeds), the first with ranks."""
+        if self.table is None:
+            return [], [], []
+        enough = SEEDS_NEEDED[self.table.kind]
+        few = [row for row in self.table.rows if row.seeds < enough]
+        many = [row for row in self.table.rows if row.seeds >= enough]
+        duels = [row for row in many if not self.told[row.label]]
+        return _ranked(duels, self.table), [row for row in many if self.told[row.label]], few
+
+
+def part(suite: str, kept: Kept, runs: Sequence[RunConfig] | None = None) -> Part:
+    """One suite's part, of the results that are kept; `runs` stands for the suite's own."""
+    runs = load_suite(suite, "runs") if runs is None else runs
+    found: list[Result] = []
+    missing: dict[str, int] = {}
+    for label in dict.fromkeys(run.label for run in runs):
+        of_label = [run for run in runs if run.label == label]
+        results = [result for run in of_label if (result := kept.result(run))]
+        if not results:  # better than nothing, and marked
+            others = [result for run in of_label if (result := kept.result(run, any_settings=True))]
+            results = [result for result in others if result["overrides"] == others[0]["overrides"]]
+        alike = all(same_settings(result, of_label[0]) for result in results)
+        name = label if alike else label + MARK
+        found += [{**result, "label": name} for result in results if has_win_rate(result)]
+        if len(results) < len(of_label):
+            missing[label] = len(of_label) - len(results)
+    told = {result["label"]: tuple(sorted(set(result["needs"]) & RICHER)) for result in found}
+    # One table for all, so that all count to one target; who is told what is looked at afterwards.
+    made = tables([{**result, "needs": []} for result in found])
+    if len(made) > 1:
+        raise ValueError(f"suite {suite} plays {len(made)} different settings of environments: expected one")
+    return Part(suite, made[0] if made else None, missing, told)
+
+
+def board(parts: Sequence[Part], command: str, extra: str = "") -> str:
+    """The board as Markdown; `command` made it, and `extra` is what people wrote about it."""
+    text = [
+        "# Benchmark",
+        "",
+        f"Made by `{command}` from the results in `benchmark/results`, one small JSON per run; nothing here is typed. "
+        "`make board-runs` plays what is missing (hours) and keeps each result there, so that the board may be filled "
+        "in several sittings; `make tune-board` plays the sweeps behind the recipes.",
+        "",
+        "`*` marks agents that were rebuilt from notes or code, their paper's text not at hand: they are not ranked as "
+        f"the paper's method. `{MARK}` marks results that were played with other settings than today's recipe; they "
+        "are to be played again.",
+        "",
+    ]
+    for one in parts:
+        text += [f"## {one.table.title if one.table else one.suite}", "", *_part(one)]
+    return "\n".join([*text, *([extra.strip(), ""] if extra.strip() else [])])
+
+
+def write(kept: Kept, path: Path, command: str, suites: Sequence[str] = SUITES, extra: str = "") -> list[Part]:
+    """Writes the board of `suites`; returns its parts."""
+    parts = [part(suite, kept) for suite in suites]
+    path.write_text(board(parts, command, extra))
+    return parts
+
+
+def _part(one: Part) -> list[str]:
+    lines = [f"Suite `{one.suite}`.", ""]
+    table = one.table
+    if table is not None:
+        duels, richer, few = one.sections()
+        needed = SEEDS_NEEDED[table.kind]
+        for title, rows, ranks in (
+            (f"Told of duels alone, {needed} seeds or more", duels, "Ranks by final offline win rate."),
+            ("Told more than duels", richer, "Not ranked: they are told more than labels, or by one who knows."),
+            (f"Fewer than {needed} seeds", few, "Not ranked."),
+        ):
+            if rows:
+                lines += [f"### {title}", "", ranks, "", *_lines(one, replace(table, rows=rows)), ""]
+        shown = replace(table, rows=duels or few)
+        lines += [*(f"{note}  " for note in notes(shown) if not note.startswith("Fewer than")), ""]
+    if one.missing:
+        runs = ", ".join(f"`{label}` ({count})" for label, count in one.missing.items())
+        lines += [f"Not measured yet (runs): {runs}.", ""]
+    return lines
+
+
+def _lines(one: Part, table: Table) -> list[str]:
+    """The table, with what its agents are told and the tokens that they generated."""
+    headings, rows = cells(table)
+    extra: list[tuple[str, list[str]]] = []
+    tokens = [generated_tokens(table, row) for row in table.rows]
+    if any(value is not None for value in tokens):
+        extra.append(("generated tokens", ["–" if value is None else f"{value:.0f}" for value in tokens]))
+    if any(one.told[row.label] for row in table.rows):
+        extra.append(("told beyond duels", [", ".join(one.told[row.label]) or "–" for row in table.rows]))
+    headings = [*headings, *(name for name, _ in extra)]
+    return markdown_table(headings, [[*row, *(values[i] for _, values in extra)] for i, row in enumerate(rows)])
+
+
+def generated_tokens(table: Table, row: Row) -> float | None:
+    """Tokens that the policy generated for duels, the mean over seeds; None on finite tasks."""
+    counts = [result.get("generated_tokens") for result in table.results[row.label].values()]
+    known = [count for count in counts if count is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _ranked(rows: list[Row], table: Table) -> list[Row]:
+    """The rows with ranks for those that follow a paper or are ours."""
+    scores = {}
+    for row in rows:
+        if row.provenance != "reconstructed":
+            ends = {seed: curve(result) for seed, result in table.results[row.label].items()}
+            scores[row.label] = {seed: float(end[1][-1]) for seed, end in ends.items() if end is not None}
+    if len(scores) < 2 or not set.intersection(*(set(by_seed) for by_seed in scores.values())):
+        return rows
+    places = statistics.ranks(scores)
+    return [replace(row, rank=places.get(row.label)) for row in rows]

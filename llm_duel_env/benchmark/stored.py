@@ -1,0 +1,119 @@
+"""Finished results that are kept beside the code: one small ``result.json`` per run, below ``benchmark/results``.
+
+A suite's run whose result is kept is not played again, and the board is made of what is kept.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm_duel_env.benchmark.leaderboard import Result, find_results
+from llm_duel_env.benchmark.run_config import RunConfig, task_of
+from llm_duel_env.benchmark.run_folder import RunFolder, read_json, write_json
+
+LARGEST = 10_000
+"""Bytes of a kept result, at most."""
+
+
+@dataclass(frozen=True)
+class TaskFacts:
+    """What a result must agree with, of the task as it is now."""
+
+    fingerprint: str
+    heldout: int
+    """Held-out prompts."""
+
+
+def facts_of(env: str, env_kwargs: dict[str, Any]) -> TaskFacts:
+    """The facts of an environment's task."""
+    task = task_of(env, env_kwargs)
+    return TaskFacts(task.fingerprint(), len(task.heldout_ids))
+
+
+class Kept:
+    """The results below a folder, and which of them is a given run's."""
+
+    def __init__(self, folder: str | Path, facts: Callable[[str, dict[str, Any]], TaskFacts] = facts_of) -> None:
+        self.folder = Path(folder)
+        found = find_results([folder])[0] if any(self.folder.rglob("result.json")) else []
+        self._results: dict[tuple[str, str, int], list[Result]] = {}
+        for result in found:
+            self._results.setdefault((result["env"], result["label"], result["seed"]), []).append(result)
+        self._facts, self._known = facts, dict[str, TaskFacts]()
+
+    def result(self, run: RunConfig, *, any_settings: bool = False) -> Result | None:
+        """The result of `run`, or None: same agent, label, environment, seed, budget, batch and evaluation, and the
+        same settings, on the task as it is now. `any_settings` takes one with other settings of the agent too."""
+        for result in self._results.get((run.env, run.label or run.agent, run.seed), []):
+            if self._played_alike(result, run) and (any_settings or same_settings(result, run)):
+                return result
+        return None
+
+    def _played_alike(self, result: Result, run: RunConfig) -> bool:
+        told = ("agent", "budget", "batch", "env_kwargs")
+        if any(result[name] != getattr(run, name) for name in told):
+            return False
+        facts = self._task(run)
+        prompts = min(run.eval_prompts, facts.heldout)
+        return result["eval_prompts"] == prompts and result.get("fingerprint") in (None, facts.fingerprint)
+
+    def _task(self, run: RunConfig) -> TaskFacts:
+        key = json.dumps([run.env, run.env_kwargs], sort_keys=True)
+        if key not in self._known:
+            self._known[key] = self._facts(run.env, run.env_kwargs)
+        return self._known[key]
+
+
+def same_settings(result: Result, run: RunConfig) -> bool:
+    """Whether the agent was told the same."""
+    return _plain(result["overrides"]) == _plain(run.overrides)
+
+
+def keep(runs: Iterable[RunConfig], folder: str | Path) -> list[Path]:
+    """Copies the results of the runs that are over to ``folder/LABEL/seed-N/result.json``; returns their paths."""
+    kept = []
+    for run in runs:
+        path = RunFolder(run.folder).result
+        if path.exists():
+            target = Path(folder) / (run.label or run.agent) / f"seed-{run.seed}" / "result.json"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_json(target, fitted(read_json(path)), indent=None)
+            kept.append(target)
+    return kept
+
+
+def fitted(result: dict[str, Any], most: int = LARGEST) -> dict[str, Any]:
+    """The result in at most `most` bytes of JSON: where it is larger every other evaluation is left out of its curve,
+    and the last one stays.
+
+    Raises:
+        ValueError: it does not fit, however short its curve.
+    """
+    while len(json.dumps(result)) + 1 > most:
+        points = len(next(iter(result["curve"].values())))
+        if points < 3:
+            raise ValueError(f"a result of {result['label']} does not fit into {most} bytes")
+        result = {**result, "curve": {name: _every_other(values) for name, values in result["curve"].items()}}
+    return result
+
+
+def _every_other(values: Sequence[Any]) -> list[Any]:
+    return list(values)[::-1][::2][::-1]
+
+
+def _plain(settings: dict[str, Any]) -> str:
+    """Settings as JSON, numbers that were written as text among them read as numbers."""
+
+    def number(value: Any) -> Any:
+        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+            return list(value) if isinstance(value, tuple) else value
+        try:
+            return float(value)
+        except ValueError:
+            return value
+
+    return json.dumps({name: number(value) for name, value in settings.items()}, sort_keys=True)

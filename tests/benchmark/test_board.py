@@ -1,0 +1,199 @@
+"""The board: its suites, what is kept of runs, and a tiny board from beginning to end."""
+
+import json
+
+import pytest
+import yaml
+from benchmark_helpers import WORLD
+
+from llm_duel_env import cli
+from llm_duel_env.benchmark import stored
+from llm_duel_env.benchmark.leaderboard import tables
+from llm_duel_env.benchmark.registry import list_agents, load_agent
+from llm_duel_env.benchmark.report import board
+from llm_duel_env.benchmark.run_config import RunConfig
+from llm_duel_env.benchmark.suite import expand, load_suite
+from llm_duel_env.tasks import make_task
+
+TINY = {
+    "name": "tiny",
+    "entries": [
+        {
+            "env": "duel/Synthetic-v0",
+            "env_kwargs": WORLD,
+            "agents": ["uniform", "online_dpo", "rdo"],
+            "seeds": 2,
+            "budget": 24,
+            "batch": 8,
+            "eval_every": 0.5,
+            "eval_prompts": 24,
+        }
+    ],
+}
+
+
+def agents_of(suite):
+    return {run.agent for run in load_suite(suite, "out")}
+
+
+def ours(kind, task):
+    provides = make_task(task).view().provides
+    agents = [name for name in list_agents() if load_agent(name).__module__.startswith("llm_duel_env.")]
+    return {n for n in agents if kind in load_agent(n).kinds and load_agent(n).needs - {"reward"} <= provides}
+
+
+def test_every_agent_is_on_the_board():
+    finite = agents_of("board-synthetic") | agents_of("board-synthetic-32")
+    assert finite == ours("finite", "synthetic")
+    assert agents_of("board-tiny-tldr") == ours("text", "tiny_tldr")
+
+
+@pytest.mark.parametrize(
+    ("tuned", "played"),
+    [
+        ("tune-board-synthetic", ("board-synthetic", "board-synthetic-32")),
+        ("tune-board-tiny-tldr", ("board-tiny-tldr",)),
+    ],
+)
+def test_every_learner_is_tuned_with_three_values_on_seeds_that_the_board_does_not_use(tuned, played):
+    runs = load_suite(tuned, "out")
+    learners = set().union(*(agents_of(suite) for suite in played)) - {"uniform"}
+    assert {run.agent for run in runs} == learners
+    seeds = {run.seed for run in runs}
+    assert seeds.isdisjoint({run.seed for suite in played for run in load_suite(suite, "out")})
+    for agent in learners:
+        assert len({run.label for run in runs if run.agent == agent}) == 3
+    assert {run.budget for run in runs} == {1000}
+
+
+def test_the_board_shares_the_runs_of_the_spine():
+    def told(suite):
+        names = ("label", "agent", "env", "env_kwargs", "seed", "budget", "batch", "eval_every", "eval_prompts")
+        return {json.dumps([getattr(run, n) for n in names] + [run.overrides], sort_keys=True): run.label
+                for run in load_suite(suite, "out")}  # fmt: skip
+
+    assert set(told("spine-synthetic")) <= set(told("board-synthetic"))
+    tiny = {key for key, label in told("spine-tiny-tldr").items() if label != "sea-ee"}
+    assert tiny <= set(told("board-tiny-tldr"))
+
+
+def test_a_sweep_expands_to_labels_with_values():
+    entry = {**TINY["entries"][0], "agents": ["online_dpo"], "seeds": [7], "sweep": {"beta": [0.1, 0.25]}}
+    runs = expand({"name": "x", "entries": [entry]}, "out")
+    assert [(run.label, run.overrides["beta"]) for run in runs] == [
+        ("online_dpo@1e-1", 0.1),
+        ("online_dpo@2.5e-1", 0.25),
+    ]
+    with pytest.raises(ValueError, match="one setting with a list"):
+        expand({"name": "x", "entries": [{**entry, "sweep": {"beta": 0.1}}]}, "out")
+
+
+def test_a_tiny_board_from_beginning_to_end(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    suite, results, out = tmp_path / "tiny.yaml", tmp_path / "results", tmp_path / "board.md"
+    suite.write_text(yaml.safe_dump(TINY))
+    bench = ["bench", str(suite), "--out", "runs", "--results", str(results), "--jobs", "1"]
+
+    def command(*arguments):
+        with pytest.raises(SystemExit) as end:
+            cli.main([str(argument) for argument in arguments])
+        assert end.value.code == 0
+        return capsys.readouterr().out
+
+    assert "6 results kept" in command(*bench)
+    kept = sorted(results.rglob("*"))
+    files = [path for path in kept if path.is_file()]
+    assert len(files) == 6
+    assert {path.name for path in files} == {"result.json"}
+    assert max(path.stat().st_size for path in files) <= stored.LARGEST
+    again = command(*bench[:3], "elsewhere", *bench[4:])
+    assert "6 of 6 runs are kept" in again
+    assert not (tmp_path / "elsewhere").exists()  # nothing was played
+
+    command("board", "--results", results, "--out", out, "--suites", suite)
+    text = out.read_text()
+    assert "llm-duel board --results" in text.splitlines()[2]
+    assert "### Fewer than 10 seeds" in text
+    assert "| rdo* |" in text
+    assert "Not measured yet" not in text
+
+    command("leaderboard", results, results / "tiny")  # the same results twice are counted once
+    (results / "tiny/uniform/seed-1/result.json").unlink()
+    command("board", "--results", results, "--out", out, "--suites", suite)
+    assert "Not measured yet (runs): `uniform` (1)." in out.read_text()
+
+
+def result(agent, seed, wins, needs=(), provenance="paper", **changes):
+    """A result as a run leaves it, of the default settings of `RunConfig`."""
+    return {
+        "agent": agent, "label": agent, "provenance": provenance, "needs": list(needs), "env": "duel/Synthetic-v0",
+        "kind": "finite", "env_kwargs": {}, "feedback": "bernoulli", "overrides": {}, "seed": seed, "budget": 1000,
+        "batch": 32, "eval_prompts": 512, "status": "finished", "online_win_rate": 0.5, "cumulative_regret": 1.0,
+        "gradient_steps": 3, "generated_tokens": None, "seconds": 1.0, "fingerprint": "now", "evaluations": 0,
+        "curve": {"queries": [0, 500, 1000], "offline_win_rate": [0.5, (0.5 + wins) / 2, wins]},
+    } | changes  # fmt: skip
+
+
+def made(tmp_path, results, agents):
+    for number, one in enumerate(results):
+        path = tmp_path / str(number) / "result.json"
+        path.parent.mkdir()
+        path.write_text(json.dumps(one))
+    kept = stored.Kept(tmp_path, lambda env, env_kwargs: stored.TaskFacts("now", 512))
+    runs = [RunConfig(a, "duel/Synthetic-v0", "runs", seed=s, label=a) for a in agents for s in range(10)]
+    return board.part("x", kept, runs)
+
+
+def test_sections_and_ranks(tmp_path):
+    results = [result("online_dpo", s, 0.8 + s / 1000) for s in range(10)]
+    results += [result("sea", s, 0.9 + s / 1000) for s in range(10)]
+    results += [result("apl", s, 0.95, provenance="reconstructed") for s in range(10)]
+    results += [result("rdo", s, 0.97, needs=["scores"], provenance="reconstructed") for s in range(10)]
+    results += [result("real", 0, 0.99)]
+    part = made(tmp_path, results, ["sea", "online_dpo", "apl", "rdo", "real", "xpo"])
+    duels, richer, few = part.sections()
+    assert [(row.label, row.rank and row.rank.estimate) for row in duels] == [
+        ("apl", None),
+        ("sea", 1),
+        ("online_dpo", 2),
+    ]
+    assert [row.label for row in richer] == ["rdo"]
+    assert [row.label for row in few] == ["real"]
+    assert part.missing == {"real": 9, "xpo": 10}
+    assert all(row.queries_to_target is not None for row in duels + richer + few)  # one target for all
+    assert [row.label for row in part.rows("rdo")] == ["rdo"]
+    text = board.board([part], "make board")
+    assert text.index("| apl* |") < text.index("| rdo* |") < text.index("| real |")
+
+
+def test_results_of_other_settings_are_marked_and_of_another_task_are_not_taken(tmp_path):
+    results = [result("sea", s, 0.9, overrides={"beta": 0.5}) for s in range(10)]
+    results += [result("online_dpo", s, 0.8, fingerprint="then") for s in range(10)]
+    results += [result("xpo", s, 0.8, eval_prompts=256) for s in range(10)]
+    part = made(tmp_path, results, ["sea", "online_dpo", "xpo"])
+    assert [row.label for row in part.table.rows] == ["sea" + board.MARK]
+    assert part.missing == {"online_dpo": 10, "xpo": 10}
+
+
+def test_settings_written_as_text_or_number_are_the_same():
+    run = RunConfig("sea", "duel/Synthetic-v0", "runs", overrides={"policy.learning_rate": "1e-4", "loss": "dpo"})
+    assert stored.same_settings({"overrides": {"policy.learning_rate": 0.0001, "loss": "dpo"}}, run)
+    assert not stored.same_settings({"overrides": {"policy.learning_rate": 0.0002, "loss": "dpo"}}, run)
+
+
+def test_a_large_result_is_thinned_and_keeps_its_end():
+    points = list(range(2001))
+    large = {"label": "sea", "curve": {"queries": points, "offline_win_rate": [0.123] * len(points)}}
+    small = stored.fitted(large)
+    assert len(json.dumps(small)) < stored.LARGEST
+    assert small["curve"]["queries"][-1] == 2000
+    assert len(small["curve"]["queries"]) == len(small["curve"]["offline_win_rate"]) > 100
+    with pytest.raises(ValueError, match="does not fit"):
+        stored.fitted({"label": "x" * 20_000, "curve": {"queries": [0]}})
+
+
+def test_copies_of_one_result_are_one_and_other_results_are_refused():
+    one = result("sea", 0, 0.9)
+    assert tables([one, dict(one)])[0].rows[0].seeds == 1
+    with pytest.raises(ValueError, match="there twice"):
+        tables([one, result("sea", 0, 0.8)])
