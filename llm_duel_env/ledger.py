@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 Record = dict[str, Any]
 """One query: query (its number, from 0), round, prompt_id, prompt (text, or None on finite tasks), first, second
@@ -15,6 +15,8 @@ Record = dict[str, Any]
 
 _FIELDS = ("query", "round", "prompt_id", "prompt", "first", "second", "label", "probability")
 _COMPARED = ("prompt_id", "first", "second")
+_BEGINNING = b'{"header": '
+"""How the first line of every ledger begins."""
 
 
 class LedgerError(RuntimeError):
@@ -53,7 +55,8 @@ class Ledger:
                 header and no records takes the new header. None takes what the file says.
 
         Raises:
-            LedgerError: another run holds the file, or a line before the last is damaged.
+            LedgerError: another run holds the file, a whole line in it is damaged, or it is no ledger. It is left as it
+                is.
             LedgerMismatch: the file holds labels bought under another header.
         """
         self.path = Path(path)
@@ -165,18 +168,35 @@ class Ledger:
 
         Ties are left out. On finite tasks there is no text: ``prompt`` is the prompt's id and ``chosen`` and
         ``rejected`` are the indices of the recorded responses, as strings of digits.
+
+        The file appears whole or not at all.
+
+        Raises:
+            ValueError: `path` is the ledger itself.
         """
+        path = Path(path).resolve()
+        if path.exists() and path.samefile(self.path):
+            raise ValueError(f"{path} is the ledger itself: expected another file to export to")
+        if path.exists() and not path.is_file():  # a pipe, which nothing can be put in the place of
+            with open(path, "w", encoding="utf-8") as out:
+                return self._write_preferences(out)
+        fresh = path.with_name(path.name + ".new")
+        with open(fresh, "w", encoding="utf-8") as out:
+            count = self._write_preferences(out)
+        os.replace(fresh, path)
+        return count
+
+    def _write_preferences(self, out: TextIO) -> int:
         count = 0
-        with open(path, "w", encoding="utf-8") as out:
-            for record in map(self.record, range(len(self))):
-                if record["label"] == 0.5:
-                    continue
-                pair = (record["first"], record["second"])
-                chosen, rejected = pair if record["label"] == 1 else pair[::-1]
-                prompt = record["prompt_id"] if record["prompt"] is None else record["prompt"]
-                row = {"prompt": str(prompt), "chosen": str(chosen), "rejected": str(rejected)}
-                out.write(json.dumps(row, ensure_ascii=False) + "\n")
-                count += 1
+        for record in map(self.record, range(len(self))):
+            if record["label"] == 0.5:
+                continue
+            pair = (record["first"], record["second"])
+            chosen, rejected = pair if record["label"] == 1 else pair[::-1]
+            prompt = record["prompt_id"] if record["prompt"] is None else record["prompt"]
+            row = {"prompt": str(prompt), "chosen": str(chosen), "rejected": str(rejected)}
+            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
         return count
 
     def close(self) -> None:
@@ -201,10 +221,12 @@ def _scan_lines(path: Path, file: BinaryIO) -> tuple[dict[str, Any] | None, list
     offsets: list[int] = []
     offset = 0
     for number, line in enumerate(iter(file.readline, b""), start=1):
-        if (record := _parse(line)) is None:
-            if file.readline():  # more comes after it, so no crash while appending explains it
-                raise LedgerError(f"{path}, line {number}: expected a JSON object, got {line[:80]!r}")
+        if not line.endswith(b"\n"):  # what a crash while appending leaves, unless this was never a ledger
+            if number == 1 and not (line.startswith(_BEGINNING) or _BEGINNING.startswith(line)):
+                raise LedgerError(f"{path}, line 1: expected the header of a ledger, got {line[:80]!r}")
             break
+        if (record := _parse(line)) is None:
+            raise LedgerError(f"{path}, line {number}: expected a JSON object, got {line[:80]!r}")
         if number == 1:
             if not isinstance(header := record.get("header"), dict):
                 raise LedgerError(f"{path}, line 1: expected the header of a ledger, got {line[:80]!r}")
@@ -217,9 +239,9 @@ def _scan_lines(path: Path, file: BinaryIO) -> tuple[dict[str, Any] | None, list
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
-    """The object on a whole line; None for a torn or damaged one."""
+    """The object on a whole line; None for a damaged one."""
     try:
-        record = json.loads(line) if line.endswith(b"\n") else None
+        record = json.loads(line)
     except ValueError:
         return None
     return record if isinstance(record, dict) else None

@@ -49,7 +49,7 @@ def test_a_round_is_synced_once_and_before_append_returns(path, monkeypatch):
     assert synced == [3]
 
 
-@pytest.mark.parametrize("torn", [b'{"query": 3, "rou', b'{"query": 3}garbage\n', b"\x00\x00\x00"])
+@pytest.mark.parametrize("torn", [b'{"query": 3, "rou', b'{"query": 3}garbage', b"\x00\x00\x00"])
 def test_a_torn_last_line_is_cut(path, torn):
     whole = filled(path).read_bytes()
     path.write_bytes(whole + torn)
@@ -69,6 +69,25 @@ def test_a_cut_at_any_byte_leaves_the_whole_records(path):
             assert len(ledger) == max(whole[:size].count(b"\n") - 1, 0)
             ledger.append([record(n) for n in range(len(ledger), 3)])
         assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("damaged", [b'{"query": 3}garbage\n', b"\x00\x00\n", b"\n"])
+def test_a_damaged_last_line_that_was_written_whole_is_an_error_that_names_it(path, damaged):
+    whole = filled(path).read_bytes() + damaged
+    path.write_bytes(whole)
+    with pytest.raises(LedgerError, match="line 5: expected a JSON object"):
+        Ledger(path, HEADER)
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("other", [b"my notes", b"my notes\n", b'{"a": 1}', b'{"a": 1}\n', b"\x00\x00", b"{}", b"\n"])
+def test_a_file_that_is_no_ledger_is_left_as_it_is(tmp_path, other):
+    path = tmp_path / "notes.txt"
+    path.write_bytes(other)
+    for header in (None, HEADER):
+        with pytest.raises(LedgerError, match="line 1: expected"):
+            Ledger(path, header)
+        assert path.read_bytes() == other
 
 
 def test_a_damaged_line_before_the_last_is_an_error_that_names_it(path):
@@ -149,3 +168,39 @@ def test_export_leaves_ties_out_and_puts_the_winner_first(path, tmp_path):
         {"prompt": "猫?", "chosen": "b", "rejected": "a"},
         {"prompt": "3", "chosen": "5", "rejected": "4"},
     ]
+
+
+def test_export_refuses_the_ledger_itself_under_any_name(path):
+    whole = filled(path).read_bytes()
+    link = path.with_name("link")
+    link.symlink_to(path)
+    hard = path.with_name("hard")
+    os.link(path, hard)
+    with Ledger(path) as ledger:
+        for name in (path, str(path.parent / ".." / path.parent.name / path.name), link, hard):
+            with pytest.raises(ValueError, match="is the ledger itself"):
+                ledger.export_preferences(name)
+    assert path.read_bytes() == whole
+
+
+def test_an_export_that_breaks_leaves_the_last_one(path, tmp_path, monkeypatch):
+    out = tmp_path / "pairs.jsonl"
+    with Ledger(filled(path)) as ledger:
+        ledger.export_preferences(out)
+        before = out.read_bytes()
+        read = ledger.record
+        monkeypatch.setattr(ledger, "record", lambda number: read(number) if number < 2 else read(99))
+        with pytest.raises(IndexError):
+            ledger.export_preferences(out)
+    assert out.read_bytes() == before
+
+
+def test_an_export_goes_into_a_pipe(path, tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with Ledger(filled(path)) as ledger:
+        assert ledger.export_preferences(pipe) == 3
+    assert os.read(reader, 10_000).count(b"\n") == 3
+    os.close(reader)
+    assert pipe.is_fifo()
