@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium import spaces
 
 from llm_duel_env.oracles.base import Oracle
-from llm_duel_env.tasks.fingerprint import digest
+from llm_duel_env.tasks.fingerprint import digest, once
 from llm_duel_env.types import Observation
 
 
@@ -84,6 +84,7 @@ class Task(ABC):
         """The true utility of the best response to each prompt, float64 (M,); None where it is not known."""
         return None
 
+    @once
     def fingerprint(self) -> str:
         """SHA-256, in hex, of what results on this task depend on beyond its arguments: weights and stored responses.
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 CHUNK = 1 << 20
 
@@ -25,6 +28,19 @@ def digest(*parts: str | Path) -> str:
         else:
             whole.update(f"file {_of_file(part) if part.exists() else None}".encode())
     return whole.hexdigest()
+
+
+def once(method: Callable[[Any], str]) -> Callable[[Any], str]:
+    """A method that reads an object's files when it is first called, and then remembers what it found."""
+    name = f"_{method.__qualname__}"
+
+    @functools.wraps(method)
+    def remembered(self: Any) -> str:
+        if name not in self.__dict__:
+            self.__dict__[name] = method(self)
+        return self.__dict__[name]
+
+    return remembered
 
 
 def _of_file(path: Path) -> str:

@@ -13,7 +13,7 @@ from llm_duel_env.oracles.base import Oracle
 from llm_duel_env.randomness import generator
 from llm_duel_env.spaces import Utf8Text
 from llm_duel_env.tasks.base import Task, TaskView
-from llm_duel_env.tasks.fingerprint import digest
+from llm_duel_env.tasks.fingerprint import digest, once
 from llm_duel_env.tasks.prompt_files import PRESETS, PromptRow, columns, load_rows, read_prompts
 from llm_duel_env.types import Observation
 
@@ -117,6 +117,7 @@ class Text(Task):
         """The data's or the stored responses, (M,): str, None for a prompt without one; None where all are without."""
         return some_texts([self._rows[int(i)].reference for i in np.asarray(prompt_ids)])
 
+    @once
     def fingerprint(self) -> str:
         """Of the prompts, their references, and the policy and the oracle (the files of a folder, else their names)."""
         rows = json.dumps([(row.prompt, row.reference) for row in self._rows])

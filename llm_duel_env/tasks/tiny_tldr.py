@@ -15,7 +15,7 @@ from llm_duel_env.oracles.utility import UtilityOracle
 from llm_duel_env.spaces import Utf8Text
 from llm_duel_env.tasks import tiny_language as language
 from llm_duel_env.tasks.base import Task, TaskView
-from llm_duel_env.tasks.fingerprint import digest
+from llm_duel_env.tasks.fingerprint import digest, once
 from llm_duel_env.tasks.prompt_files import json_lines
 from llm_duel_env.tasks.text import some_texts
 from llm_duel_env.types import Observation
@@ -103,6 +103,7 @@ class TinyTLDR(Task):
         """The best utility that any response reaches: float64 (M,), in logits."""
         return np.array([language.optimum(self._prompt(int(i)))[1] for i in np.asarray(prompt_ids)], np.float64)
 
+    @once
     def fingerprint(self) -> str:
         """Of the policy, the encoder, the stored references, and the reward model where it is the oracle."""
         models = ("policy", "encoder", "reward_model") if self.learned_oracle else ("policy", "encoder")
