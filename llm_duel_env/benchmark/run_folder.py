@@ -1,7 +1,7 @@
 """The folder of one run: what lies in it, and how it is written so that a kill at any moment loses nothing.
 
 config.json    everything needed to run it again        metrics.jsonl   one line per round and per evaluation
-command.txt    the command that started it              tensorboard/    the same scalars
+command.txt    the commands of its sittings, in order   tensorboard/    the same scalars
 versions.json  what it ran on                           checkpoint/     the latest state, replaced whole
 ledger.jsonl   every label bought (the environment's)   result.json     the outcome, once the run is over
 """
@@ -15,10 +15,8 @@ import json
 import math
 import os
 import platform
-import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,11 +38,15 @@ class RunFolder:
         self._spare = self.path / "checkpoint.old"
 
     def create(self, config: dict[str, Any], fingerprint: str) -> None:
-        """Makes the folder, and writes the configuration, the command, the versions and the task's fingerprint."""
+        """Makes the folder, and writes the configuration, the versions and the task's fingerprint."""
         self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / "command.txt").write_text(shlex.join(sys.argv) + "\n")
         write_json(self.path / "versions.json", versions() | {"fingerprint": fingerprint})
         write_json(self.config, config)  # last: where it stands, the run has begun
+
+    def add_command(self, command: str) -> None:
+        """Notes the command of one more sitting of the run."""
+        with (self.path / "command.txt").open("a") as file:
+            file.write(command + "\n")
 
     def check_fingerprint(self, now: str) -> None:
         """Checks that the run was, or is being, played on what the task is made of now.

@@ -5,16 +5,21 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import shlex
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llm_duel_env.benchmark.heartbeat import Heartbeat
+from llm_duel_env.benchmark.heartbeat import Heartbeat, Pulse
 from llm_duel_env.benchmark.run_config import RunConfig, check
 from llm_duel_env.benchmark.run_folder import RunFolder, read_json
+from llm_duel_env.benchmark.settings import typed
+
+if TYPE_CHECKING:
+    from llm_duel_env.benchmark.session import Session
 
 MAY_DIFFER = ("folder", "checkpoint_every", "heartbeat")
 """Fields that a resumed run may change: they bear on no result."""
@@ -42,34 +47,51 @@ def run(config: RunConfig, *, resume: bool = False, say: Callable[[str], None] |
         RunInterrupted: SIGINT or SIGTERM came; the round was finished and the state saved.
         OracleError: the oracle gave no usable answer; the labels bought before it are in the ledger.
     """
-    from llm_duel_env.benchmark.session import Session  # brings torch and TensorBoard, which a help text must not
-
     folder = RunFolder(config.folder)
     check_folder(config, folder, resume=resume)
     if folder.result.exists():
         (say or print)(f"{folder.path}: already {read_json(folder.result)['status']}")
         return read_json(folder.result)
-    with stop_signals() as stop, Session(config, folder) as session:
-        if not folder.begun:
-            folder.create(
-                dataclasses.asdict(config), session.fingerprint
-            )  # only now: what cannot be built leaves nothing behind
-        name = f"{config.label or config.agent} on {config.env}, seed {config.seed}"
-        with Heartbeat(name, config.budget, session.pulse, seconds=config.heartbeat, say=say) as heartbeat:
-            for line in session.start():
-                heartbeat.message(line)
-            heartbeat.restart()  # `start` has put an earlier sitting's queries back
-            try:
-                while not session.over:
-                    session.play_round()
-                    session.evaluate_if_due()
-                    if stop.is_set():
-                        session.save()
-                        raise RunInterrupted(folder.path, session.queries)
-                    session.save_if_due()
-            except ValueError as error:  # not the user's to mend, unlike one raised before the run began
-                raise RuntimeError(f"{folder.path} broke after {session.queries} queries: {error}") from error
-        return session.finish()
+    name = f"{config.label or config.agent} on {config.env}, seed {config.seed}"
+    heartbeat = Heartbeat(name, config.budget, lambda: Pulse(0, "loading"), seconds=config.heartbeat, say=say)
+    with stop_signals() as stop, heartbeat:
+        from llm_duel_env.benchmark.session import Session  # brings torch and TensorBoard, which a help text must not
+
+        with Session(config, folder) as session:
+            heartbeat.pulse = session.pulse
+            if not folder.begun:  # only now: what cannot be built leaves nothing behind
+                folder.create(dataclasses.asdict(config), session.fingerprint)
+            folder.add_command(command_line(config, resume=resume))
+            return _play(session, heartbeat, stop)
+
+
+def _play(session: Session, heartbeat: Heartbeat, stop: threading.Event) -> dict[str, Any]:
+    folder = session.folder.path
+    for line in session.start():
+        heartbeat.message(line)
+    heartbeat.restart()  # `start` has put an earlier sitting's queries back
+    try:
+        while not session.over:
+            session.play_round()
+            session.evaluate_if_due()
+            if stop.is_set():
+                session.save()
+                raise RunInterrupted(folder, session.queries)
+            session.save_if_due()
+    except ValueError as error:  # not the user's to mend, unlike one raised before the run began
+        raise RuntimeError(f"{folder} broke after {session.queries} queries: {error}") from error
+    return session.finish()
+
+
+def command_line(config: RunConfig, *, resume: bool) -> str:
+    """The shell command that plays this run, or goes on with it; what it is called in tables is no part of it."""
+    if resume:
+        return shlex.join(["llm-duel", "run", "--resume", config.folder])
+    names = ("agent", "env", "seed", "budget", "batch", "eval_every", "eval_prompts", "checkpoint_every", "folder")
+    words = [word for name in names for word in (f"--{name.replace('_', '-')}", str(getattr(config, name)))]
+    for option, values in (("--set", config.overrides), ("--env-set", config.env_kwargs)):
+        words += [option, *typed(values)] if values else []
+    return shlex.join(["llm-duel", "run", *words, "--no-recipe"])  # the recipe is among the overrides
 
 
 def check_folder(config: RunConfig, folder: RunFolder, *, resume: bool) -> None:

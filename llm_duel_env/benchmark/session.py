@@ -71,6 +71,8 @@ class Session:
         self.diagnosed = self.core.task.observe(heldout[: min(self.prompts, DIAGNOSED)])
         self.time: dict[str, float] = defaultdict(float)
         """Seconds by kind of work, over all sittings of the run."""
+        self.logged: dict[str, float] = {}
+        """`_all_seconds` when the scalars were last written: what came since goes with the next."""
         self.sums: dict[str, float] = defaultdict(float)
         """Totals over rounds: duels shown (of prompts with a reference), online wins in them, regret, gradient steps,
         oracle evaluations beyond labels that the agent was told, tokens generated for duels."""
@@ -130,7 +132,7 @@ class Session:
 
         No agent sees the metrics, and only one whose `needs` name the reward or the scores sees those.
         """
-        before, queries = self._all_seconds(), self.queries
+        queries = self.queries
         generated = self._generated_tokens()
         with self._clock("act"):
             duels = within_budget(self.agent.act(self.observation), self.config.budget - queries)
@@ -141,8 +143,7 @@ class Session:
         self.truncated = bool(np.all(truncated))
         self.stalled = 0 if self.queries > queries else self.stalled + 1
         self.sums["generated_tokens"] += self._generated_tokens() - generated
-        spent = {f"time/{name}": seconds - before.get(name, 0.0) for name, seconds in self._all_seconds().items()}
-        self._log("round", self._round_metrics(duels, info, learnt) | spent)
+        self._log("round", self._round_metrics(duels, info, learnt))
 
     def evaluate_if_due(self) -> None:
         """Evaluates where a mark of the grid was passed, and at the end."""
@@ -153,7 +154,6 @@ class Session:
 
     def evaluate(self) -> None:
         """Measures the deployed policy on the held-out prompts."""
-        before = self.time["evaluate"]
         with self._clock("evaluate"):
             measured = self.core.evaluate_prompts(self.agent.respond, self.prompts)
             point = summarise(measured) | self.agent.diagnose(self.diagnosed)
@@ -162,7 +162,7 @@ class Session:
             interval = bootstrap_interval(wins[known], seed=self.config.seed, resamples=1000)
             point |= {"win_low": interval.low, "win_high": interval.high}
         self.curve.append({"queries": self.queries} | point | self._so_far())
-        self._log("eval", point | self._so_far() | {"time/evaluate": self.time["evaluate"] - before})
+        self._log("eval", point | self._so_far())
 
     def save_if_due(self) -> None:
         """Saves where the last checkpoint is old enough."""
@@ -179,6 +179,7 @@ class Session:
     def finish(self) -> dict[str, Any]:
         """Saves, writes the result, and returns it."""
         self.save()
+        self._log("end", {})
         result = self._result()
         write_json(self.folder.result, result, indent=None)
         return result
@@ -189,6 +190,7 @@ class Session:
             "env": self.core.state_dict(),
             "metrics_bytes": self.metrics.bytes,
             "time": dict(self.time),
+            "logged": self.logged,
             "env_seconds": self.core.seconds,
             "seconds": self._seconds(),
             "sums": dict(self.sums),
@@ -210,6 +212,7 @@ class Session:
         self.curve, self.marks = state["curve"], state["marks"]
         self.stalled, self.truncated = state["stalled"], state["truncated"]
         self.begun -= state["seconds"]
+        self.logged = state.get("logged", self._all_seconds())  # checkpoints of earlier versions keep none
 
     def _round_metrics(self, duels: Duels, info: dict[str, Any], learnt: Metrics) -> Metrics:
         shown = ~np.isnan(info["preference"])
@@ -238,6 +241,11 @@ class Session:
         return {"mean_online_win_rate": wins, "cumulative_regret": self.sums["regret"]}
 
     def _log(self, kind: str, scalars: Metrics) -> None:
+        """Writes scalars, and with them the seconds spent since the last were written."""
+        now = self._all_seconds()
+        spent = {f"time/{name}": seconds - self.logged.get(name, 0.0) for name, seconds in now.items()}
+        self.logged = now
+        scalars = scalars | {name: seconds for name, seconds in spent.items() if seconds > 0}
         self.metrics.append({"kind": kind, "round": int(self.core.round), "queries": self.queries} | scalars)
         for name, value in scalars.items():
             if np.isfinite(value):

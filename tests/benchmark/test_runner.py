@@ -3,22 +3,29 @@
 import dataclasses
 import json
 import os
+import shlex
 import signal
+import sys
 import threading
 import time
+from collections import defaultdict
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 from benchmark_helpers import WORLD, config, sea, silent, untimed
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from llm_duel_env import cli
 from llm_duel_env.agents.base import Agent
 from llm_duel_env.baselines.uniform import Uniform
 from llm_duel_env.benchmark import registry
 from llm_duel_env.benchmark.heartbeat import Heartbeat, Pulse
+from llm_duel_env.benchmark.run_config import RunConfig
+from llm_duel_env.benchmark.run_folder import RunFolder
 from llm_duel_env.benchmark.runner import RunInterrupted, run
-from llm_duel_env.benchmark.session import within_budget
+from llm_duel_env.benchmark.session import Session, within_budget
 from llm_duel_env.oracles.base import OracleError
 from llm_duel_env.types import Candidates, Duels
 
@@ -97,6 +104,43 @@ def test_the_stages_of_a_round_are_timed(tmp_path):
     assert {f"time/{stage}" for stage in stages} <= set(events.Tags()["scalars"])
     for stage, whole in stages.items():
         assert 0 < result["time"][stage] < result["time"][whole]
+
+
+def test_the_times_that_are_logged_sum_to_all_that_were_spent(tmp_path, monkeypatch):
+    as_agent(monkeypatch, Slow)
+    told = config(tmp_path / "run", overrides={}, checkpoint_every=0.01)
+    threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(RunInterrupted):
+        run(told, say=silent)
+    spent = run(told, resume=True, say=silent)["time"]
+    logged = defaultdict(float)
+    lines = [json.loads(line) for line in Path(told.folder, "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        for name, seconds in line.items():
+            if name.startswith("time/"):
+                logged[name.removeprefix("time/")] += seconds
+    assert {"prepare", "evaluate", "checkpoint", "act", "step", "update"} <= set(spent)
+    assert {name: logged[name] for name in spent} == pytest.approx(spent, rel=1e-3, abs=1e-6)
+    last = lines[-2]["queries"]
+    assert [line["kind"] for line in lines if line["queries"] == last and "time/evaluate" in line] == ["eval"]
+
+
+def test_the_command_of_each_sitting_plays_the_run_again(tmp_path, monkeypatch):
+    # The parent of a sweep's workers was started with another command than theirs.
+    monkeypatch.setattr(sys, "argv", ["llm-duel", "bench", "demo"])
+    told = config(tmp_path / "a run", label="mine", checkpoint_every=0.01)
+    monkeypatch.setattr(Session, "finish", lambda self: self.save())
+    run(told, say=silent)
+    monkeypatch.undo()
+    run(told, resume=True, say=silent)
+    first, second = map(shlex.split, Path(told.folder, "command.txt").read_text().splitlines())
+    assert second == ["llm-duel", "run", "--resume", told.folder]
+    again = [str(tmp_path / "again") if word == told.folder else word for word in first[1:]]
+    with pytest.raises(SystemExit) as end:
+        cli.main(again)
+    assert end.value.code == 0
+    assert dataclasses.replace(RunConfig.read(tmp_path / "again"), label="mine", folder=told.folder) == told
+    assert untimed(tmp_path / "again") == untimed(told.folder)
 
 
 def test_a_batch_larger_than_the_budget_is_cut(tmp_path):
@@ -192,6 +236,32 @@ def test_the_heart_beats_while_a_run_goes_on(tmp_path, monkeypatch):
     assert len(lines) >= 4
     assert all("queries/s" in line for line in lines)
     assert lines[-1].startswith("online_dpo on duel/Synthetic-v0, seed 3: 100/100 queries, win rate 0.")
+
+
+def test_the_heart_beats_while_models_load(tmp_path, monkeypatch):
+    made, lines = gymnasium.make_vec, []
+
+    def slow(*args, **kwargs):
+        time.sleep(0.3)
+        return made(*args, **kwargs)
+
+    monkeypatch.setattr(gymnasium, "make_vec", slow)
+    run(config(tmp_path / "run", heartbeat=0.1), say=lines.append)
+    assert "0/100 queries, loading" in lines[0]
+
+
+def test_a_task_takes_its_fingerprint_once(tmp_path, monkeypatch):
+    from llm_duel_env.tasks import fingerprint
+
+    taken, take = [], fingerprint.digest
+    for module in ("base", "tiny_tldr"):
+        monkeypatch.setattr(f"llm_duel_env.tasks.{module}.digest", lambda *parts: (taken.append(1), take(*parts))[1])
+    for env in ("duel/Synthetic-v0", "duel/TinyTLDR-v0"):
+        taken.clear()
+        told = config(tmp_path / env, agent="uniform", env=env, overrides={}, env_kwargs={}, budget=2, batch=2)
+        with Session(told, RunFolder(told.folder)) as session:
+            assert session.fingerprint == session.core.task.fingerprint()
+        assert len(taken) == 1
 
 
 def test_a_rate_counts_from_the_last_restart():
