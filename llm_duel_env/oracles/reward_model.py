@@ -13,6 +13,7 @@ from scipy.special import expit
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from llm_duel_env.oracles.base import Oracle, OracleError
+from llm_duel_env.pretrained import loading
 from llm_duel_env.quiet import no_progress_bars
 from llm_duel_env.types import Observation
 
@@ -56,8 +57,8 @@ class RewardModelOracle(Oracle):
             cache_size: How many scores are remembered.
 
         Raises:
-            ValueError: the model has not exactly one output, lacks trained weights for it, or an argument is out of
-                range.
+            ValueError: there is no such model, it has not exactly one output, it lacks trained weights for it, or an
+                argument is out of range.
         """
         for name, number in (("batch_tokens", batch_tokens), ("max_length", max_length), ("cache_size", cache_size)):
             if number is not None and number < 1:
@@ -72,8 +73,9 @@ class RewardModelOracle(Oracle):
             dtype = "bfloat16" if torch.device(device).type == "cuda" else "float32"
         if dtype not in ("float32", "bfloat16", "float16"):
             raise ValueError(f"dtype: expected auto, float32, bfloat16 or float16, got {dtype!r}")
-        self.tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-        self.model = _load(model, getattr(torch, dtype)).to(device)
+        with loading(model, "reward model"):
+            self.tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+            self.model = _load(model, getattr(torch, dtype)).to(device)
         self.scale, self.batch_tokens, self.cache_size = float(scale), batch_tokens, cache_size
         self.max_length = max_length or _token_limit(self.tokenizer, self.model.config.get_text_config())
         self.text_template = text_template

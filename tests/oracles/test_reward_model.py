@@ -203,3 +203,9 @@ def test_on_a_gpu_it_is_bfloat16_and_close(build):
     assert oracle.model.dtype == torch.bfloat16
     cpu = RewardModelOracle(folder, device="cpu").utility(PROMPTS, RESPONSES)
     assert oracle.utility(PROMPTS, RESPONSES) == pytest.approx(cpu, abs=0.1)
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "no such/hub//name"])
+def test_a_model_that_is_not_there_is_named(name):
+    with pytest.raises(ValueError, match=f"cannot load reward model '{name}': expected a folder"):
+        RewardModelOracle(name)

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from llm_duel_env.agents.policies.scoring import Prompts, features
+from llm_duel_env.pretrained import loading
 from llm_duel_env.quiet import no_progress_bars
 from llm_duel_env.tasks.base import TaskView
 
@@ -21,18 +22,23 @@ FILE = "features.safetensors"
 
 @no_progress_bars()
 def load_model(name: str, device: torch.device) -> PreTrainedModel:
-    """A causal language model in float32 and eval mode (no dropout, ever), from a folder or the hub; no remote code."""
-    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    # Only eager attention knows Gemma 2's cap of the attention scores.
-    attention = "eager" if getattr(config, "attn_logit_softcapping", None) else None
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        name,
-        config=config,
-        dtype=torch.float32,
-        attn_implementation=attention,
-        trust_remote_code=False,
-        use_safetensors=True,
-    )
+    """A causal language model in float32 and eval mode (no dropout, ever), from a folder or the hub; no remote code.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    with loading(name):
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        # Only eager attention knows Gemma 2's cap of the attention scores.
+        attention = "eager" if getattr(config, "attn_logit_softcapping", None) else None
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            name,
+            config=config,
+            dtype=torch.float32,
+            attn_implementation=attention,
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
     return model.to(device).eval()
 
 
@@ -42,12 +48,14 @@ def load_encoder(
     """The model that `PolicyConfig.encoder` names, unless that is the policy.
 
     Raises:
-        ValueError: the task offers none, or it has another vocabulary than the policy's tokenizer.
+        ValueError: the task offers none, there is no such model, or its vocabulary is not the policy's tokenizer's.
     """
     folder = task.encoder if name == "task" else name
     if folder is None:
         raise ValueError(f"policy.encoder: task {task.name} offers no encoder; take 'policy' or a model folder")
-    if AutoTokenizer.from_pretrained(folder, trust_remote_code=False).get_vocab() != tokenizer.get_vocab():
+    with loading(folder, "policy.encoder"):
+        vocabulary = AutoTokenizer.from_pretrained(folder, trust_remote_code=False).get_vocab()
+    if vocabulary != tokenizer.get_vocab():
         raise ValueError(f"policy.encoder: {folder} has another vocabulary than the policy, {task.model}")
     return load_model(folder, device)
 

@@ -8,6 +8,7 @@ import torch
 
 from llm_duel_env.agents.policies import make_policy
 from llm_duel_env.agents.policies.base import PolicyConfig
+from llm_duel_env.agents.policies.encoder import load_model
 from llm_duel_env.tasks import make_task
 from llm_duel_env.tasks import tiny_language as language
 
@@ -62,3 +63,9 @@ def test_an_encoder_that_does_not_fit_is_refused(task, tmp_path):
         make_policy(view, PolicyConfig(encoder=str(tmp_path)), seed=0)
     with pytest.raises(ValueError, match="features are its own, got 'task'"):
         make_policy(make_task("synthetic", candidates=4).view(), PolicyConfig(encoder="task"), seed=0)
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "no such/hub//name"])
+def test_a_model_that_is_not_there_is_named(name):
+    with pytest.raises(ValueError, match=f"cannot load model '{name}': expected a folder"):
+        load_model(name, torch.device("cpu"))
