@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 from rich.table import Table
 
 from llm_duel_env.benchmark.registry import list_agents, list_losses, load_agent
 from llm_duel_env.benchmark.run_config import env_spec, list_envs
-from llm_duel_env.benchmark.suite import list_suites, load_suite
+from llm_duel_env.benchmark.suite import list_suites, read_suite
 
 
 def agents() -> Table:
     """Agents of all installed packages: paper, provenance, and what they are told beyond duels."""
-    table = Table("agent", "paper", "provenance", "told beyond duels", title="agents", title_justify="left")
+    table = _table("agents", "agent", "paper", "provenance", "told beyond duels")
     for name in list_agents():
         agent = load_agent(name)
         table.add_row(name, _short(agent.paper), agent.provenance, ", ".join(sorted(agent.needs)) or "–")
@@ -22,7 +24,7 @@ def agents() -> Table:
 
 def envs() -> Table:
     """Environments, with the task behind each."""
-    table = Table("environment", "task", title="environments", title_justify="left")
+    table = _table("environments", "environment", "task")
     for name in list_envs():
         table.add_row(name, str(env_spec(name).kwargs.get("task", "")))
     return table
@@ -31,8 +33,7 @@ def envs() -> Table:
 def losses() -> Table:
     """Direct optimizers: paper, provenance, what they look at beyond the policy's log-probabilities, and under that
     their options (``loss_options.NAME``) with defaults."""
-    table = Table("loss", "paper", "provenance", "needs, options", title="direct optimizers", title_justify="left")
-    table.columns[1].overflow = "fold"
+    table = _table("direct optimizers", "loss", "paper", "provenance", "needs, options")
     for name, loss in list_losses().items():
         needs = ", ".join(sorted(loss.needs)) or "–"
         options = [f"{option}={str(default).lower()}" for option, default in loss.options.items()]
@@ -47,10 +48,25 @@ def _short(paper: str) -> str:
 
 def suites() -> Table:
     """Suites of the package: how many runs and queries each is."""
-    table = Table("suite", "runs", "queries", title="suites", title_justify="left")
+    table = _table("suites", "suite", "runs", "queries")
     for name in list_suites():
-        runs = load_suite(name, "runs")
-        table.add_row(name, str(len(runs)), str(sum(run.budget for run in runs)))
+        sizes = [_size(entry) for entry in read_suite(name)["entries"]]
+        table.add_row(name, str(sum(runs for runs, _ in sizes)), str(sum(runs * budget for runs, budget in sizes)))
+    return table
+
+
+def _size(entry: dict[str, Any]) -> tuple[int, int]:
+    """Runs of a suite's entry and the budget of each, counted: to build and check them takes many seconds."""
+    seeds = entry["seeds"] if isinstance(entry["seeds"], int) else len(entry["seeds"])
+    swept = math.prod(len(values) for values in (entry.get("sweep") or {}).values())
+    return len(entry["agents"]) * seeds * swept, entry["budget"]
+
+
+def _table(title: str, *columns: str) -> Table:
+    """An empty table whose first column, the names that one types, is never cut or broken."""
+    table = Table(title=title, title_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=number == 0)
     return table
 
 

@@ -45,14 +45,22 @@ def load_suite(name: str, out: str | Path) -> list[RunConfig]:
     Raises:
         ValueError: no such suite, or one of its entries cannot be run; says which.
     """
+    return expand(read_suite(name), out)
+
+
+def read_suite(name: str) -> Any:
+    """The YAML's content of a suite, as it stands there.
+
+    Raises:
+        ValueError: no such suite, or it is not YAML.
+    """
     file = Path(name) if Path(name).is_file() else _folder() / f"{name}.yaml"
     if not file.is_file():
         raise unknown("suite", name, list_suites())
     try:
-        described = yaml.safe_load(file.read_text())
+        return yaml.safe_load(file.read_text())
     except yaml.YAMLError as error:
         raise ValueError(f"suite {name} is not YAML: {error}") from None
-    return expand(described, out)
 
 
 def expand(suite: Any, out: str | Path) -> list[RunConfig]:
