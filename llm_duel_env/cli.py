@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from llm_duel_env.benchmark.settings import nested, settings
+from llm_duel_env.benchmark.settings import merged, nested, settings
+from llm_duel_env.options import Bench, Board, Demo, Export, Leaderboard, List, Pairs, Run
 
 if TYPE_CHECKING:
     from llm_duel_env.benchmark.run_config import RunConfig
@@ -28,126 +28,6 @@ An agent shows two responses to a prompt, an oracle says which is better, and ev
   llm-duel board --out benchmark.md               every agent, from the results that are kept beside the code
   llm-duel export runs/... --out pairs.jsonl      the labels bought: prompt, chosen, rejected
 """
-
-
-@dataclass
-class Run:
-    """Plays one run: one agent, one environment, one seed, one budget of oracle queries.
-
-    Settings come from the paper's defaults, then the recipe of the task (what differs is printed), then --set.
-    The run stops cleanly on Ctrl-C and goes on with --resume; no label is bought twice.
-
-    Example: llm-duel run --agent sea --env duel/TinyTLDR-v0 --seed 3 --budget 5000 --set policy.learning_rate=1e-4
-    """
-
-    agent: str | None = None
-    """Name of the agent: see `llm-duel list agents`."""
-    env: str | None = None
-    """Environment: see `llm-duel list envs`."""
-    seed: int | None = None
-    """Seeds prompts, labels and agent (default 0)."""
-    budget: int | None = None
-    """Oracle queries that may be bought (default 1000)."""
-    batch: int | None = None
-    """Prompts per round (default 32)."""
-    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
-    """Settings of the agent, e.g. policy.learning_rate=1e-4 candidates=10."""
-    env_set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
-    """Settings of the environment, e.g. flip_rate=0.1 task_kwargs.candidates=16."""
-    recipe: bool = True
-    """Start from the recipe of (task, agent); --no-recipe starts from the paper's defaults."""
-    eval_every: float | None = None
-    """Share of the budget between evaluations (default 0.02)."""
-    eval_prompts: int | None = None
-    """Held-out prompts per evaluation (default 512)."""
-    checkpoint_every: float | None = None
-    """Seconds between checkpoints (default 60)."""
-    folder: Path | None = None
-    """Where the run goes (default runs/ENV/AGENT/seed-N)."""
-    resume: Path | None = None
-    """Folder of a run to go on with; other options, where given, must agree with it."""
-
-
-@dataclass
-class Bench:
-    """Plays all runs of a suite in parallel processes. Finished runs are skipped, begun ones resumed.
-
-    Example: llm-duel bench demo --out runs/demo --jobs 2
-    """
-
-    suite: tyro.conf.Positional[str]
-    """A suite of the package (`llm-duel list suites`) or a YAML file."""
-    out: Path | None = None
-    """Where the runs go (default runs/SUITE)."""
-    jobs: int | None = None
-    """Processes, each with one thread (default: as many as there are cores)."""
-    results: Path | None = None
-    """A folder of kept results, e.g. benchmark/results: runs that it has are not played, and the results of those that
-    are go there, small."""
-
-
-@dataclass
-class Board:
-    """The board of every agent, in Markdown, from kept results (see `bench --results`).
-
-    Example: llm-duel board --results benchmark/results --out benchmark.md
-    """
-
-    results: Path = Path("benchmark/results")
-    """Folder of kept results."""
-    out: Path = Path("benchmark.md")
-    """File to write."""
-    suites: tuple[str, ...] = ()
-    """Suites that it is made of (default: the package's board suites)."""
-    notes: Path | None = None
-    """A Markdown file to add at its end."""
-
-
-@dataclass
-class Leaderboard:
-    """Tables and learning curves from finished runs, searched for below the folders given.
-
-    Example: llm-duel leaderboard runs/demo --out report
-    """
-
-    runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Folders."""
-    out: Path | None = None
-    """Also write Markdown, CSV, JSON and figures into this folder."""
-
-
-@dataclass
-class Export:
-    """The labels that a run bought, as a preference data set: JSON lines of prompt, chosen and rejected; ties left out.
-
-    Example: llm-duel export runs/TinyTLDR-v0/sea/seed-3 --out preferences.jsonl
-    """
-
-    run: tyro.conf.Positional[Path]
-    """Folder of the run."""
-    out: Path
-    """File to write."""
-
-
-@dataclass
-class List:
-    """What there is: agents, environments, direct optimizers (losses), suites.
-
-    Example: llm-duel list agents
-    """
-
-    what: tyro.conf.Positional[Literal["agents", "envs", "losses", "suites", "all"]] = "all"
-    """Which list."""
-
-
-@dataclass
-class Demo:
-    """The demo suite, then its leaderboard: agents against one another in minutes on a laptop."""
-
-    out: Path = Path("runs/demo")
-    """Where runs, tables and figures go."""
-    jobs: int | None = None
-    """Processes, each with one thread (default: as many as there are cores)."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -183,7 +63,7 @@ def carry_out(told: Any) -> int:
     except (OracleError, LedgerError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except (ValueError, FileNotFoundError, MissingExtraError) as error:
+    except (ValueError, OSError, MissingExtraError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
@@ -212,14 +92,14 @@ def _fresh(told: Run) -> RunConfig:
         raise ValueError("run: expected --agent and --env (or --resume FOLDER); see llm-duel list")
     agent_class = load_agent(told.agent)
     env_spec(told.env)
-    env_kwargs = nested(settings(told.env_set))
+    env_kwargs = nested(_settings(told.env_set))
     recipe = recipe_of(told.env, told.agent, env_kwargs) if told.recipe else {}
     folder = told.folder or Path("runs") / told.env.rsplit("/", 1)[-1] / told.agent / f"seed-{told.seed or 0}"
     config = RunConfig(
         agent=told.agent,
         env=told.env,
         folder=str(folder),
-        overrides={**recipe, **settings(told.set)},
+        overrides={**recipe, **_settings(told.set)},
         env_kwargs=env_kwargs,
         **_given(told),
     )
@@ -236,13 +116,19 @@ def _resumed(told: Run) -> RunConfig:
     assert told.resume is not None
     if told.folder is not None:
         raise ValueError("run: --resume names the folder; leave --folder out")
+    if not told.recipe:
+        raise ValueError("run: --resume goes on with the settings that the run has; leave --no-recipe out")
     stored = RunConfig.read(told.resume)
     given: dict[str, Any] = {name: value for name in ("agent", "env") if (value := getattr(told, name)) is not None}
     if told.set:
-        given["overrides"] = {**stored.overrides, **settings(told.set)}
+        given["overrides"] = {**stored.overrides, **_settings(told.set)}
     if told.env_set:
-        given["env_kwargs"] = {**stored.env_kwargs, **nested(settings(told.env_set))}
+        given["env_kwargs"] = merged(stored.env_kwargs, nested(_settings(told.env_set)))
     return dataclasses.replace(stored, **given, **_given(told))
+
+
+def _settings(pairs: Pairs) -> dict[str, Any]:
+    return settings([pair for together in pairs for pair in together])
 
 
 def _given(told: Run) -> dict[str, Any]:

@@ -11,8 +11,15 @@ from pathlib import Path
 import pytest
 
 from llm_duel_env import cli
+from llm_duel_env.benchmark import suite
+from llm_duel_env.benchmark.listings import suites
+from llm_duel_env.benchmark.registry import list_agents, list_losses
+from llm_duel_env.benchmark.run_config import list_envs
+from llm_duel_env.benchmark.suite import list_suites, load_suite
 
 SMALL = ["--env-set", "task_kwargs.candidates=6", "task_kwargs.train_prompts=40", "task_kwargs.heldout_prompts=24"]
+TEXT = ["task_kwargs.model=m", "task_kwargs.prompts=p.jsonl", "task_kwargs.oracle=reward_model:/no/model"]
+TO_RUN = ["run", "--agent", "sea", "--env", "duel/Synthetic-v0"]
 SINGLE = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
@@ -32,6 +39,8 @@ def test_help_teaches(capsys):
     text = capsys.readouterr().out
     assert "policy.learning_rate=1e-4" in text
     assert "--no-recipe" in text
+    assert "(default 0)" in text
+    assert "None" not in text
 
 
 @pytest.mark.parametrize(
@@ -45,6 +54,14 @@ def test_help_teaches(capsys):
         (["run", "--agent", "sea", "--env", "duel/Synthetic-v0", "--budget", "0"], "budget"),
         (["run", "--agent", "sea", "--env", "duel/Synthetic-v0", "--env-set", "colour=1"], "colour"),
         (["run", "--resume", "nowhere"], "no run in nowhere"),
+        ([*TO_RUN, "--set", "candidates=3", "--set", "candidates=4"], "candidates is given twice: 3 and 4"),
+        ([*TO_RUN, "--env-set", "task_kwargs=3", "task_kwargs.x=1"], "task_kwargs is given the value 3 too"),
+        (["run", "--resume", "nowhere", "--no-recipe"], "leave --no-recipe out"),
+        (
+            ["run", "--agent", "uniform", "--env", "duel/Text-v0", "--env-set", *TEXT],
+            "cannot load reward model '/no/model'",
+        ),
+        (["leaderboard", "/dev/null"], "not a folder"),
         (["bench", "demos"], "Did you mean 'demo'"),
         (["bench", "demo", "--jobs", "0"], "jobs"),
         (["leaderboard", "nowhere"], "not a folder"),
@@ -71,6 +88,10 @@ def test_a_run_its_result_and_its_leaderboard(tmp_path, capsys):
     assert config["env_kwargs"] == {"task_kwargs": {"candidates": 6, "train_prompts": 40, "heldout_prompts": 24}}
     assert command("run", "--resume", folder) == 0
     assert "already finished" in capsys.readouterr().out
+    assert command("run", "--resume", folder, "--env-set", "task_kwargs.candidates=6") == 0  # as it is
+    capsys.readouterr()
+    assert command("run", "--resume", folder, "--env-set", "task_kwargs.candidates=7") == 2
+    assert "asked for {'task_kwargs': {'candidates': 7, 'train_prompts': 40, 'heldout" in capsys.readouterr().err
     assert command("run", "--resume", folder, "--seed", "9") == 2
     assert "seed: it has 0, asked for 9" in capsys.readouterr().err
     assert command("leaderboard", tmp_path / "runs", "--out", tmp_path / "report") == 0
@@ -123,6 +144,51 @@ def test_the_list_of_losses_says_what_each_needs_and_fits_eighty_columns(capsys,
     assert "clip=40.0" in lines[at + 2]
 
 
+@pytest.mark.parametrize("what", ["agents", "losses", "envs", "suites"])
+def test_the_lists_cut_no_name(capsys, monkeypatch, what):
+    monkeypatch.setenv("COLUMNS", "60")
+    names = {"agents": list_agents, "losses": list_losses, "envs": list_envs, "suites": list_suites}[what]()
+    assert command("list", what) == 0
+    listed = {line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("│")}
+    assert set(names) <= listed
+
+
+def test_suites_are_counted_without_being_built(monkeypatch):
+    wanted = [
+        [name, len(runs), sum(r.budget for r in runs)] for name in list_suites() if (runs := load_suite(name, ""))
+    ]
+    monkeypatch.setattr(suite, "check", None)
+    cells = [column.cells for column in suites().columns]
+    assert [[name, int(runs), int(queries)] for name, runs, queries in zip(*cells, strict=True)] == wanted
+
+
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "Permission denied", "/x"), IsADirectoryError(21, "A folder", "/x")]
+)
+def test_what_the_system_refuses_is_one_line(monkeypatch, capsys, error):
+    def refuse(told):
+        raise error
+
+    monkeypatch.setattr(cli, "_export", refuse)
+    assert command("export", "run", "--out", "x") == 2
+    assert capsys.readouterr().err == f"error: {error}\n"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--set", "policy.learning_rate=1e-2", "beta=0.5", *SMALL],
+        ["--set", "policy.learning_rate=1e-2", "--set", "beta=0.5", *[w for s in SMALL[1:] for w in ("--env-set", s)]],
+    ],
+)
+def test_settings_stand_together_or_apart(tmp_path, options):
+    told = ["--agent", "online_dpo", "--env", "duel/Synthetic-v0", "--budget", "8", "--batch", "8", "--no-recipe"]
+    assert command("run", *told, "--folder", tmp_path / "run", "--eval-every", "1", *options) == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["overrides"] == {"policy.learning_rate": 0.01, "beta": 0.5}
+    assert config["env_kwargs"] == {"task_kwargs": {"candidates": 6, "train_prompts": 40, "heldout_prompts": 24}}
+
+
 def test_ctrl_c_exits_with_130_and_says_how_to_go_on(tmp_path):
     folder = tmp_path / "run"
     entry = [sys.executable, "-m", "llm_duel_env.cli"]
@@ -154,5 +220,9 @@ def test_a_run_is_exported_as_preferences(tmp_path, capsys):
         pair = [str(record["first"]), str(record["second"])]
         chosen, rejected = pair if record["label"] == 1 else pair[::-1]
         assert row == {"prompt": str(record["prompt_id"]), "chosen": chosen, "rejected": rejected}
+    ledger = (folder / "ledger.jsonl").read_bytes()
+    assert command("export", folder, "--out", folder / "ledger.jsonl") == 2
+    assert "is the ledger itself" in capsys.readouterr().err
+    assert (folder / "ledger.jsonl").read_bytes() == ledger
     assert command("export", tmp_path / "nowhere", "--out", out) == 2
     assert not (tmp_path / "nowhere").exists()

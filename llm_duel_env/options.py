@@ -1,0 +1,138 @@
+"""The commands of ``llm-duel`` and their options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+
+def _told(metavar: str) -> Any:
+    """An option that its help says the default of, where there is anything to say."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+
+
+Pairs = tuple[tuple[str, ...], ...]
+"""KEY=VALUE words, by how often the option is given."""
+
+
+@dataclass
+class Run:
+    """Plays one run: one agent, one environment, one seed, one budget of oracle queries.
+
+    Settings come from the paper's defaults, then the recipe of the task (what differs is printed), then --set.
+    The run stops cleanly on Ctrl-C and goes on with --resume; no label is bought twice.
+
+    Example: llm-duel run --agent sea --env duel/TinyTLDR-v0 --seed 3 --budget 5000 --set policy.learning_rate=1e-4
+    """
+
+    agent: Annotated[str | None, _told("NAME")] = None
+    """Name of the agent: see `llm-duel list agents`."""
+    env: Annotated[str | None, _told("NAME")] = None
+    """Environment: see `llm-duel list envs`."""
+    seed: Annotated[int | None, _told("INT")] = None
+    """Seeds prompts, labels and agent (default 0)."""
+    budget: Annotated[int | None, _told("INT")] = None
+    """Oracle queries that may be bought (default 1000)."""
+    batch: Annotated[int | None, _told("INT")] = None
+    """Prompts per round (default 32)."""
+    set: Annotated[Pairs, tyro.conf.UseAppendAction, _told("KEY=VALUE ...")] = ()
+    """Settings of the agent, e.g. policy.learning_rate=1e-4 candidates=10."""
+    env_set: Annotated[Pairs, tyro.conf.UseAppendAction, _told("KEY=VALUE ...")] = ()
+    """Settings of the environment, e.g. flip_rate=0.1 task_kwargs.candidates=16."""
+    recipe: bool = True
+    """Start from the recipe of (task, agent); --no-recipe starts from the paper's defaults."""
+    eval_every: Annotated[float | None, _told("FLOAT")] = None
+    """Share of the budget between evaluations (default 0.02)."""
+    eval_prompts: Annotated[int | None, _told("INT")] = None
+    """Held-out prompts per evaluation (default 512)."""
+    checkpoint_every: Annotated[float | None, _told("FLOAT")] = None
+    """Seconds between checkpoints (default 60)."""
+    folder: Annotated[Path | None, _told("FOLDER")] = None
+    """Where the run goes (default runs/ENV/AGENT/seed-N)."""
+    resume: Annotated[Path | None, _told("FOLDER")] = None
+    """Folder of a run to go on with; other options, where given, must agree with it."""
+
+
+@dataclass
+class Bench:
+    """Plays all runs of a suite in parallel processes. Finished runs are skipped, begun ones resumed.
+
+    Example: llm-duel bench demo --out runs/demo --jobs 2
+    """
+
+    suite: tyro.conf.Positional[str]
+    """A suite of the package (`llm-duel list suites`) or a YAML file."""
+    out: Annotated[Path | None, _told("FOLDER")] = None
+    """Where the runs go (default runs/SUITE)."""
+    jobs: Annotated[int | None, _told("INT")] = None
+    """Processes, each with one thread (default: as many as there are cores)."""
+    results: Annotated[Path | None, _told("FOLDER")] = None
+    """A folder of kept results, e.g. benchmark/results: runs that it has are not played, and the results of those that
+    are go there, small."""
+
+
+@dataclass
+class Board:
+    """The board of every agent, in Markdown, from kept results (see `bench --results`).
+
+    Example: llm-duel board --results benchmark/results --out benchmark.md
+    """
+
+    results: Path = Path("benchmark/results")
+    """Folder of kept results."""
+    out: Path = Path("benchmark.md")
+    """File to write."""
+    suites: Annotated[tuple[str, ...], _told("SUITE ...")] = ()
+    """Suites that it is made of (default: the package's board suites)."""
+    notes: Annotated[Path | None, _told("FILE")] = None
+    """A Markdown file to add at its end."""
+
+
+@dataclass
+class Leaderboard:
+    """Tables and learning curves from finished runs, searched for below the folders given.
+
+    Example: llm-duel leaderboard runs/demo --out report
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders."""
+    out: Annotated[Path | None, _told("FOLDER")] = None
+    """Also write Markdown, CSV, JSON and figures into this folder."""
+
+
+@dataclass
+class Export:
+    """The labels that a run bought, as a preference data set: JSON lines of prompt, chosen and rejected; ties left out.
+
+    Example: llm-duel export runs/TinyTLDR-v0/sea/seed-3 --out preferences.jsonl
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    out: Path
+    """File to write."""
+
+
+@dataclass
+class List:
+    """What there is: agents, environments, direct optimizers (losses), suites.
+
+    Example: llm-duel list agents
+    """
+
+    what: tyro.conf.Positional[Literal["agents", "envs", "losses", "suites", "all"]] = "all"
+    """Which list."""
+
+
+@dataclass
+class Demo:
+    """The demo suite, then its leaderboard: agents against one another in minutes on a laptop."""
+
+    out: Path = Path("runs/demo")
+    """Where runs, tables and figures go."""
+    jobs: Annotated[int | None, _told("INT")] = None
+    """Processes, each with one thread (default: as many as there are cores)."""
