@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -229,11 +230,24 @@ def _export(told: Export) -> int:
 def _demo(told: Demo) -> int:
     from llm_duel_env.benchmark.suite import load_suite
 
+    begun = time.monotonic()
     code = _sweep(load_suite("demo", told.out), told.jobs, f"llm-duel leaderboard {told.out}")
     if code != 130:
         code = _leaderboard(Leaderboard((told.out,), told.out / "report")) or code
         print(f"TensorBoard: tensorboard --logdir {told.out}")
+        print(f"{time.monotonic() - begun:.0f} s{_peak_memory()}")
     return code
+
+
+def _peak_memory() -> str:
+    """What the largest process held, as ", ..." to print; nothing where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return ""
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes on Linux
+    most = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return f", at most {most * unit / 1e9:.2f} GB resident in one process"
 
 
 def _list(told: List) -> int:
