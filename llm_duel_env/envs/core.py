@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,11 +50,30 @@ class DuelCore:
 
     The state of a run is four numbers and the prompts that it keeps (`state_dict`): the order of prompts and the noise
     of labels are keyed by its seed, so they need no generator and do not depend on how many prompts come in a round.
+
+    Both environments take these arguments:
+
+    Args:
+        task: Name of a task, or a Task itself; with the latter the environment's spec is not JSON-serialisable.
+        task_kwargs: Arguments of a task given by name.
+        budget: Queries in all; None for no limit.
+        max_rounds: Steps in all; None for no limit.
+        feedback: "bernoulli" or "threshold"; None for the task's own.
+        flip_rate: Probability with which a label is turned round.
+        tie_margin: A tie where the oracle's probability is this close to 1/2.
+        ledger: File that every label is written to; None for no ledger. Give a str where the environment's spec is to
+            be JSON-serialisable: JSON knows no paths.
+        scores: Whether ``info`` tells the oracle's utilities; OracleError on the first step where it has none.
+
+    Raises:
+        TypeError: an argument of another name.
+        ValueError: an unknown task or a value out of range.
     """
 
     def __init__(
         self,
         task: str | Task,
+        *,
         task_kwargs: dict[str, Any] | None = None,
         budget: int | None = None,
         max_rounds: int | None = None,
@@ -64,8 +84,12 @@ class DuelCore:
         scores: bool = False,
     ) -> None:
         for name, limit in (("budget", budget), ("max_rounds", max_rounds)):
-            if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, np.integer)) or limit < 1):
+            if limit is not None and (not _whole(limit) or limit < 1):
                 raise ValueError(f"{name}: expected a whole number of at least 1 or None, got {limit!r}")
+        if feedback not in (None, "bernoulli", "threshold"):
+            raise ValueError(f"feedback: expected 'bernoulli', 'threshold' or None, got {feedback!r}")
+        if ledger is not None and not os.fspath(ledger):
+            raise ValueError(f"ledger: expected a file or None, got {ledger!r}")
         if isinstance(task, Task) and task_kwargs:
             raise ValueError(f"task_kwargs go with a task's name, but the task is given as an object: {task_kwargs}")
         self.task = task if isinstance(task, Task) else make_task(task, **(task_kwargs or {}))
@@ -117,11 +141,25 @@ class DuelCore:
             ValueError: not a state.
             LedgerMismatch: the ledger belongs to a different run, or lacks labels that were bought before `state`.
         """
-        numbers = {name: value for name, value in state.items() if name != "kept"}
-        if set(numbers) != set(_STATE) or not all(isinstance(number, int) for number in numbers.values()):
-            raise ValueError(f"expected a state with whole numbers {_STATE}, got {state}")
-        self._start(numbers)
-        self.kept = list(state.get("kept", []))  # checkpoints of earlier versions keep none
+        kept = self._check_state(state)
+        self._start({name: int(state[name]) for name in _STATE})
+        self.kept = kept
+
+    def _check_state(self, state: Any) -> list[int]:
+        """The ids that a state keeps. ValueError where it is not a state of such a run."""
+        if not isinstance(state, Mapping) or set(state) - {"kept"} != set(_STATE):
+            raise ValueError(f"expected a state, a mapping with {_STATE} and kept, got {state!r}")
+        for name in _STATE:
+            if not _whole(state[name]) or state[name] < 0:
+                raise ValueError(f"state: {name}: expected a whole number of at least 0, got {state[name]!r}")
+        if self.budget is not None and state["query_count"] > self.budget:
+            wanted = f"expected at most {self.budget}, the budget"
+            raise ValueError(f"state: query_count: {wanted}, got {state['query_count']}")
+        kept = state.get("kept", [])  # checkpoints of earlier versions keep none
+        prompts = self.task.train_prompts
+        if not isinstance(kept, list) or not all(_whole(i) and -1 <= i < prompts for i in kept):
+            raise ValueError(f"state: kept: expected a list of training prompt ids below {prompts} or -1, got {kept!r}")
+        return list(kept)
 
     def _start(self, state: dict[str, Any]) -> None:
         if self._ledger_path is not None:
@@ -256,6 +294,17 @@ class DuelCore:
         if self.ledger is not None:
             self.ledger.close()
             self.ledger = None
+
+
+def whole_seed(seed: int | None) -> int | None:
+    """A seed as Gymnasium takes it, which knows no NumPy numbers; TypeError for what is not a whole number."""
+    if seed is not None and not _whole(seed):
+        raise TypeError(f"seed: expected one whole number for the run, got {seed!r}")
+    return None if seed is None else int(seed)
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def _spread(values: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:

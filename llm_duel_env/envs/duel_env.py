@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import gymnasium
@@ -10,7 +9,7 @@ import numpy as np
 from gymnasium import spaces
 
 from llm_duel_env.envs.actions import action_space, parse_again, parse_single_action
-from llm_duel_env.envs.core import CoreEnv, DuelCore
+from llm_duel_env.envs.core import CoreEnv, DuelCore, whole_seed
 from llm_duel_env.tasks.base import Task
 from llm_duel_env.types import Observation
 
@@ -20,7 +19,7 @@ class DuelEnv(CoreEnv, gymnasium.Env):
 
     What is not known (the metrics of an abstained step, the regret where the optimum is unknown, ...) is absent from
     ``info`` rather than NaN, as Gymnasium compares the infos of equal steps, and a NaN equals nothing. An abstained
-    step has no ``preference``.
+    step has no ``preference``, and only a charged one has ``scores`` (2,).
 
     Gymnasium's `SyncVectorEnv` around it makes M separate runs; for M duels of one run take `DuelVectorEnv`, which
     `make_vec` returns by default. `AsyncVectorEnv` is not supported.
@@ -32,23 +31,23 @@ class DuelEnv(CoreEnv, gymnasium.Env):
         self,
         *,
         task: str | Task,
-        task_kwargs: dict[str, Any] | None = None,
-        budget: int | None = None,
-        max_rounds: int | None = None,
-        feedback: str | None = None,
-        flip_rate: float = 0.0,
-        tie_margin: float = 0.0,
-        ledger: str | os.PathLike[str] | None = None,
         render_mode: str | None = None,
+        **run: Any,
     ) -> None:
-        """One duel a step; arguments as in `DuelVectorEnv`.
+        """One duel a step.
+
+        Args:
+            task: Name of a task, or a Task itself.
+            render_mode: None: there is nothing to see.
+            **run: The other arguments of `llm_duel_env.envs.core.DuelCore`, which says what each means.
 
         Raises:
+            TypeError: an argument of another name.
             ValueError: an unknown task or a value out of range.
         """
         if render_mode is not None:
             raise ValueError(f"render_mode: expected None, got {render_mode!r}")
-        self.core = DuelCore(task, task_kwargs, budget, max_rounds, feedback, flip_rate, tie_margin, ledger)
+        self.core = DuelCore(task, **run)
         self.render_mode = None
         self.observation_space = self.core.task.observation_space
         self.action_space = action_space(self.core.task.response_space)
@@ -68,8 +67,10 @@ class DuelEnv(CoreEnv, gymnasium.Env):
         """Starts a run, of `seed` or, where it is None, of one drawn from the environment's generator.
 
         Raises:
+            TypeError: a seed that is not a whole number.
             LedgerMismatch: the ledger holds labels of a different run.
         """
+        seed = whole_seed(seed)
         super().reset(seed=seed, options=options)
         self.core.reset(int(self.np_random.integers(2**31)) if seed is None else seed)
         return self.observe(), {"query_count": self.core.query_count}
@@ -92,6 +93,11 @@ class DuelEnv(CoreEnv, gymnasium.Env):
             "query_count": self.core.query_count,
             **{name: value for name, value in known.items() if not np.isnan(value)},
         }
+        if outcome.scores is not None:
+            told = ~np.isnan(outcome.scores[0])
+            info["evaluations"] = int(told.sum())
+            if told.all():
+                info["scores"] = outcome.scores[0]
         return self.observe(), float(outcome.reward[0]), False, self.core.finished, info
 
     def close(self) -> None:

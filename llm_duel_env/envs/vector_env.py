@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from llm_duel_env.envs.actions import action_space, parse_action, parse_again
-from llm_duel_env.envs.core import CoreEnv, DuelCore
+from llm_duel_env.envs.core import CoreEnv, DuelCore, whole_seed
 from llm_duel_env.tasks.base import Task
 from llm_duel_env.types import Observation
 
@@ -45,39 +44,26 @@ class DuelVectorEnv(CoreEnv, VectorEnv):
         num_envs: int = 1,
         *,
         task: str | Task,
-        task_kwargs: dict[str, Any] | None = None,
-        budget: int | None = None,
-        max_rounds: int | None = None,
-        feedback: str | None = None,
-        flip_rate: float = 0.0,
-        tie_margin: float = 0.0,
-        ledger: str | os.PathLike[str] | None = None,
-        scores: bool = False,
         render_mode: str | None = None,
+        **run: Any,
     ) -> None:
         """A batch of duels.
 
         Args:
             num_envs: M, the prompts in a round.
-            task: Name of a task, or a Task itself; with the latter the environment's spec is not JSON-serialisable.
-            task_kwargs: Arguments of a task given by name.
-            budget: Queries in all; None for no limit.
-            max_rounds: Steps in all; None for no limit.
-            feedback: "bernoulli" or "threshold"; None for the task's own.
-            flip_rate: Probability with which a label is turned round.
-            tie_margin: A tie where the oracle's probability is this close to 1/2.
-            ledger: File that every label is written to; None for no ledger.
-            scores: Whether ``info`` tells the oracle's utilities; OracleError on the first step where it has none.
+            task: Name of a task, or a Task itself.
             render_mode: None: there is nothing to see.
+            **run: The other arguments of `llm_duel_env.envs.core.DuelCore`, which says what each means.
 
         Raises:
+            TypeError: an argument of another name.
             ValueError: an unknown task or a value out of range.
         """
         if isinstance(num_envs, bool) or not isinstance(num_envs, (int, np.integer)) or num_envs < 1:
             raise ValueError(f"num_envs: expected a whole number of at least 1, got {num_envs!r}")
         if render_mode is not None:
             raise ValueError(f"render_mode: expected None, got {render_mode!r}")
-        self.core = DuelCore(task, task_kwargs, budget, max_rounds, feedback, flip_rate, tie_margin, ledger, scores)
+        self.core = DuelCore(task, **run)
         self.num_envs, self.render_mode = int(num_envs), None
         self.single_observation_space = self.core.task.observation_space
         self.single_action_space = action_space(self.core.task.response_space)
@@ -103,8 +89,7 @@ class DuelVectorEnv(CoreEnv, VectorEnv):
             ValueError: a partial ``reset_mask``, for the same reason.
             LedgerMismatch: the ledger holds labels of a different run.
         """
-        if seed is not None and not isinstance(seed, (int, np.integer)):
-            raise TypeError(f"seed: expected one whole number for the run, got {seed!r}")
+        seed = whole_seed(seed)
         if options and not np.all(options.get("reset_mask", True)):
             raise ValueError("reset_mask: expected all True, since all duels belong to one run")
         super().reset(seed=seed, options=options)

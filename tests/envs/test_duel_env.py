@@ -152,3 +152,52 @@ def test_gymnasiums_checker_is_content_with_the_text_ids(tiny_models):
             warnings.simplefilter("error", UserWarning)
             check_env(env.unwrapped)
         env.close()
+
+
+def test_scores_are_told_by_both_environments_made_by_id():
+    env = gymnasium.make("duel/Synthetic-v0", scores=True, task_kwargs=SMALL)
+    batch = gymnasium.make_vec("duel/Synthetic-v0", num_envs=1, scores=True, task_kwargs=SMALL)
+    env.reset(seed=1)
+    batch.reset(seed=1)
+    info = env.step({"first": 0, "second": 1, "query": 1})[-1]
+    infos = batch.step({"first": [0], "second": [1], "query": [1]})[-1]
+    np.testing.assert_array_equal(info["scores"], infos["scores"][0])
+    assert info["evaluations"] == 2
+    info = env.step({"first": 0, "second": 1, "query": 0})[-1]
+    assert "scores" not in info
+    assert info["evaluations"] == 0
+
+
+def test_a_numpy_seed_is_a_seed(finite_task):
+    for env in (DuelEnv(task=finite_task()), DuelVectorEnv(2, task=finite_task())):
+        expected, _ = env.reset(seed=3)
+        got, _ = env.reset(seed=np.int64(3))
+        np.testing.assert_array_equal(got["prompt_id"], expected["prompt_id"])
+        with pytest.raises(TypeError, match="seed: expected one whole number"):
+            env.reset(seed=3.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"round": -1}, "round: expected a whole number of at least 0, got -1"),
+        ({"seed": 1.5}, "seed: expected a whole number"),
+        ({"query_count": 9}, "query_count: expected at most 8, the budget, got 9"),
+        ({"kept": [20]}, "kept: expected a list of training prompt ids below 20"),
+        ({"kept": "all"}, "kept: expected a list"),
+        ({"more": 1}, "expected a state"),
+    ],
+)
+def test_what_is_no_state_is_refused(change, message):
+    env = DuelEnv(task="synthetic", task_kwargs=SMALL, budget=8)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=message):
+        env.load_state_dict({**env.state_dict(), **change})
+    with pytest.raises(ValueError, match="expected a state, a mapping"):
+        env.load_state_dict([1, 2])
+
+
+@pytest.mark.parametrize("setting", [{"feedback": ""}, {"ledger": ""}])
+def test_empty_names_are_refused(setting):
+    with pytest.raises(ValueError, match=f"{next(iter(setting))}: expected"):
+        DuelEnv(task="synthetic", task_kwargs=SMALL, **setting)
