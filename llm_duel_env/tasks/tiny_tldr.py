@@ -34,7 +34,8 @@ class TinyTLDR(Task):
 
     Args:
         oracle: whom labels are bought from: ``utility`` (the truth) or ``reward_model`` (the embedded one, learned).
-        oracle_scale: inverse temperature of the utility oracle.
+        oracle_scale: inverse temperature of the utility oracle: truth, optimum and regret are in its logits. The
+            learned oracle has its own, and there the truth is not scaled.
         assets: folder with ``policy/``, ``reward_model/``, ``heldout.jsonl`` and, where there is one,
             ``references_train.jsonl``; None is the one in the package.
 
@@ -71,9 +72,10 @@ class TinyTLDR(Task):
             prompt_id=spaces.Discrete(self.train_prompts + self.heldout_prompts),
         )
         self.response_space = Utf8Text(RESPONSE_CHARACTERS, min_length=0)
-        self.truth: Oracle = UtilityOracle(utility_of)
-        self.oracle = UtilityOracle(utility_of, scale=oracle_scale)
         self.learned_oracle = oracle == "reward_model"
+        scaled = UtilityOracle(utility_of, scale=oracle_scale)
+        self.truth: UtilityOracle = UtilityOracle(utility_of) if self.learned_oracle else scaled
+        self.oracle: Oracle = self.truth
         if self.learned_oracle:
             from llm_duel_env.oracles.reward_model import RewardModelOracle
 
@@ -101,7 +103,8 @@ class TinyTLDR(Task):
 
     def optimum(self, prompt_ids: np.ndarray) -> np.ndarray:
         """The best utility that any response reaches: float64 (M,), in logits."""
-        return np.array([language.optimum(self._prompt(int(i)))[1] for i in np.asarray(prompt_ids)], np.float64)
+        best = [language.optimum(self._prompt(int(i)))[1] for i in np.asarray(prompt_ids)]
+        return self.truth.scale * np.array(best, np.float64)
 
     @once
     def fingerprint(self) -> str:

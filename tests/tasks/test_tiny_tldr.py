@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from llm_duel_env.metrics import duel_metrics
 from llm_duel_env.tasks import make_task
 from llm_duel_env.tasks import tiny_language as language
 from llm_duel_env.tasks.tiny_tldr import ASSETS, TinyTLDR
@@ -56,13 +57,19 @@ def test_training_references_are_read_where_they_are_stored(assets):
     assert task.reference(np.array([8, 9])) is None
 
 
-def test_the_better_summary_wins_and_the_truth_does_not_follow_the_scale(assets):
+def test_the_better_summary_wins_and_the_scale_is_one_of_truth_optimum_and_oracle(assets):
     task = TinyTLDR(assets=str(assets), oracle_scale=2.0)
     observation = task.observe(np.arange(5))
     best = np.array([language.optimum(p)[0] for p in observation["prompt"]], dtype=object)
     empty = np.array([""] * 5, dtype=object)
     assert (task.oracle.win_probability(observation, best, empty) > 0.5).all()
-    np.testing.assert_allclose(task.oracle.utility(observation, best), 2 * task.truth.utility(observation, best))
+    plain = TinyTLDR(assets=str(assets))
+    ids = np.arange(5)
+    np.testing.assert_allclose(task.truth.utility(observation, best), 2 * plain.truth.utility(observation, best))
+    np.testing.assert_allclose(task.truth.utility(observation, best), task.optimum(ids))
+    # Regret is what the oracle that sells the labels would say of the best response.
+    lost = duel_metrics(task, observation, empty, empty)["regret"]
+    np.testing.assert_allclose(lost, 2 * task.oracle.win_probability(observation, best, empty) - 1)
 
 
 def test_the_view_offers_the_editor_and_no_truth(assets):
