@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llm_duel_env.extras import require
+from llm_duel_env.spaces import is_utf8
 
 Row = Mapping[str, Any]
 
@@ -86,13 +87,15 @@ PRESETS = {
 
 
 def json_lines(path: Path) -> Iterator[Row]:
-    """The objects of a JSONL file; blank lines are skipped. MalformedRow where a line holds none."""
-    with path.open(encoding="utf-8") as file:
+    """The objects of a JSONL file; blank lines and a byte order mark are skipped. MalformedRow where a line is none."""
+    with path.open("rb") as file:  # decoded line by line, so that the row with the wrong bytes is known
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except UnicodeDecodeError as error:
+                raise MalformedRow(f"{path}, row {number}: expected UTF-8, got other bytes: {error}") from None
             except json.JSONDecodeError as error:
                 raise MalformedRow(f"{path}, row {number}: not JSON: {error}") from None
             if not isinstance(row, dict):
@@ -134,6 +137,9 @@ def read_prompts(
             result = read(row)
             if not result.prompt.strip():
                 raise ValueError("expected a prompt that is not empty")
+            for text in result:
+                if text is not None and not is_utf8(text):
+                    raise ValueError(f"expected text without lone surrogates, got {text[:80]!r}")
         except (KeyError, TypeError, ValueError) as error:
             raise MalformedRow(f"{source}, row {number}: {error.args[0]}") from None
         found.setdefault(result.prompt, result)

@@ -19,6 +19,8 @@ from llm_duel_env.types import Observation
 
 CHARACTERS_PER_TOKEN = 256
 """No token of a usual vocabulary decodes to more characters."""
+PLAIN = {"prompt_column": "prompt", "reference_column": "reference", "template": "{prompt}"}
+"""How rows are read where nothing else is said."""
 
 
 class Text(Task):
@@ -36,14 +38,16 @@ class Text(Task):
         split: split of a hub data set; None takes the preset's, or "train".
         heldout: how many prompts are held out, drawn once and for all, or a JSONL file or hub data set of them, read
             like the prompts (a prompt that is in both is held out).
+        heldout_split: split of a hub data set of held-out prompts; None takes `split`.
         references: JSONL file of ``prompt`` and ``reference`` that overrides the data's references, e.g. stored samples
             of the supervised policy. Every held-out prompt must be in it.
-        limit: most distinct prompts read.
+        limit: most distinct prompts read, at least 1; None for all.
         max_prompt_tokens: a longer prompt loses its beginning.
         max_new_tokens: the longest response, EOS included.
         feedback: how a probability becomes a label.
 
     Raises:
+        FileNotFoundError: no such file, or no such folder of a model.
         ValueError: arguments that contradict each other, malformed rows (with their number), or too few prompts.
     """
 
@@ -62,6 +66,7 @@ class Text(Task):
         template: str = "{prompt}",
         split: str | None = None,
         heldout: int | str = 512,
+        heldout_split: str | None = None,
         references: str | None = None,
         limit: int | None = None,
         max_prompt_tokens: int = 512,
@@ -74,9 +79,23 @@ class Text(Task):
             raise ValueError("expected prompts (a JSONL file or a hub data set) or a preset, got neither")
         if "{prompt}" not in template:
             raise ValueError(f"template: expected {{prompt}} in it, got {template!r}")
+        given = {"prompt_column": prompt_column, "reference_column": reference_column, "template": template}
+        contradicting = [name for name, value in given.items() if preset is not None and value != PLAIN[name]]
+        if contradicting:
+            raise ValueError(f"preset {preset!r} fixes how rows are read: expected no {', '.join(contradicting)}")
+        for name, size in (("max_prompt_tokens", max_prompt_tokens), ("max_new_tokens", max_new_tokens)):
+            _check_count(name, size)
+        if limit is not None:
+            _check_count("limit", limit)
+        if not isinstance(heldout, str):
+            _check_count("heldout", heldout)
+            if heldout_split is not None:
+                raise ValueError(f"heldout_split goes with a data set to hold out, but heldout is {heldout!r}")
+        check_oracle(oracle, oracle_kwargs)
+        if looks_like_a_folder(model) and not Path(model).expanduser().is_dir():
+            raise FileNotFoundError(f"model: expected a model's folder or a hub name, got {model!r}: no such folder")
         self.feedback = feedback
         self.model, self.max_prompt_tokens, self.max_new_tokens = model, max_prompt_tokens, max_new_tokens
-        self.oracle = make_oracle(oracle, oracle_kwargs)
         self._judge = type(oracle).__name__ if isinstance(oracle, Oracle) else oracle.partition(":")[2]
         schema = PRESETS[preset] if preset is not None else None
         read = (
@@ -86,7 +105,7 @@ class Text(Task):
         source = prompts if prompts is not None else schema.hub  # type: ignore[union-attr]
         rows = read_prompts(load_rows(source, split), read, source, limit)
         if isinstance(heldout, str):
-            held = read_prompts(load_rows(heldout, split), read, heldout)
+            held = read_prompts(load_rows(heldout, heldout_split or split), read, heldout)
             seen = {row.prompt for row in held}
             train = [row for row in rows if row.prompt not in seen]
         else:
@@ -100,6 +119,7 @@ class Text(Task):
         longest = max(len(row.prompt) for row in self._rows)
         self.observation_space = spaces.Dict(prompt=Utf8Text(longest), prompt_id=spaces.Discrete(len(self._rows)))
         self.response_space = Utf8Text(CHARACTERS_PER_TOKEN * max_new_tokens, min_length=0)
+        self.oracle = make_oracle(oracle, oracle_kwargs)  # last: it may load a large model
 
     def _with_references(self, source: str) -> list[PromptRow]:
         stored = dict(read_prompts(load_rows(source, "train"), columns("prompt", ["reference"]), source))
@@ -160,19 +180,37 @@ def split_off(rows: list[PromptRow], count: int, source: str) -> tuple[list[Prom
     return [row for k, row in enumerate(rows) if k not in held], [rows[k] for k in sorted(held)]
 
 
+def _check_count(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
+
+
+def looks_like_a_folder(name: str) -> bool:
+    """A hub name is ``name`` or ``owner/name``; what begins like a path or goes deeper is a folder."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
+def check_oracle(spec: str | Oracle, kwargs: dict[str, Any] | None) -> None:
+    """ValueError where `make_oracle` would refuse what it is given, before anything is loaded."""
+    if isinstance(spec, Oracle):
+        if kwargs:
+            raise ValueError(f"oracle_kwargs go with an oracle's spec, but an oracle was given: {kwargs}")
+        return
+    kind, _, name = str(spec).partition(":")
+    if kind != "reward_model" or not name:
+        raise ValueError(f"oracle: expected 'reward_model:FOLDER_OR_HUB_NAME' or an Oracle, got {spec!r}")
+
+
 def make_oracle(spec: str | Oracle, kwargs: dict[str, Any] | None = None) -> Oracle:
     """The oracle that a spec names: ``reward_model:NAME``. An `Oracle` is taken as it is.
 
     Raises:
         ValueError: another kind of spec, or arguments for an oracle that exists already.
     """
+    check_oracle(spec, kwargs)
     if isinstance(spec, Oracle):
-        if kwargs:
-            raise ValueError(f"oracle_kwargs go with an oracle's spec, but an oracle was given: {kwargs}")
         return spec
-    kind, _, name = str(spec).partition(":")
-    if kind != "reward_model" or not name:
-        raise ValueError(f"oracle: expected 'reward_model:FOLDER_OR_HUB_NAME' or an Oracle, got {spec!r}")
+    name = spec.partition(":")[2]
     from llm_duel_env.oracles.reward_model import RewardModelOracle
 
     return RewardModelOracle(name, **(kwargs or {}))

@@ -218,3 +218,49 @@ def test_made_by_name_with_spaces_and_a_view(tmp_path):
     with pytest.raises(ValueError, match="training prompt ids"):
         view.observe(np.array([15]))
     assert not any(isinstance(value, UtilityOracle) for value in vars(view).values())
+
+
+@pytest.mark.parametrize("setting", [{"template": "Q: {prompt}"}, {"prompt_column": "q"}, {"reference_column": None}])
+def test_a_preset_says_what_contradicts_it(tmp_path, setting):
+    with pytest.raises(ValueError, match=f"preset 'tldr' fixes how rows are read: expected no {next(iter(setting))}"):
+        make(preset="tldr", prompts=plain(tmp_path / "rows.jsonl"), **setting)
+
+
+def test_files_of_other_bytes_are_read_or_named(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    good = b"".join(b'{"prompt": "p %d"}\n' % n for n in range(3))
+    path.write_bytes(b"\xef\xbb\xbf" + good)
+    assert make(prompts=str(path), heldout=1).train_prompts == 2
+    path.write_bytes(good + b'{"prompt": "caf\xe9"}\n')
+    with pytest.raises(MalformedRow, match=r"rows.jsonl, row 4: expected UTF-8"):
+        make(prompts=str(path), heldout=1)
+    path.write_bytes(good + b'{"prompt": "x \\ud800"}\n')
+    with pytest.raises(MalformedRow, match=r"rows.jsonl, row 4: expected text without lone surrogates"):
+        make(prompts=str(path), heldout=1)
+
+
+@pytest.mark.parametrize(
+    "setting", [{"limit": 0}, {"max_new_tokens": 0}, {"max_prompt_tokens": -1}, {"heldout": True}, {"limit": 2.5}]
+)
+def test_sizes_out_of_range_are_refused(tmp_path, setting):
+    with pytest.raises(ValueError, match=f"{next(iter(setting))}: expected a whole number of at least 1"):
+        make(prompts=plain(tmp_path / "rows.jsonl"), **setting)
+
+
+def test_the_oracle_is_loaded_after_all_that_is_cheap(tmp_path, monkeypatch):
+    monkeypatch.setattr("llm_duel_env.tasks.text.make_oracle", lambda *_: pytest.fail("the oracle was loaded"))
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        make(oracle="reward_model:some/model", prompts=str(tmp_path / "absent.jsonl"))
+    with pytest.raises(FileNotFoundError, match="model: expected a model's folder or a hub name"):
+        make(oracle="reward_model:some/model", model=str(tmp_path / "no"), prompts=plain(tmp_path / "rows.jsonl"))
+
+
+def test_heldout_prompts_of_the_hub_have_their_own_split(monkeypatch):
+    calls = []
+    hub = ModuleType("datasets")
+    hub.load_dataset = lambda name, split: calls.append(split) or [{"prompt": f"{split} {n}"} for n in range(5)]
+    monkeypatch.setitem(sys.modules, "datasets", hub)
+    task = make(prompts="someone/prompts", heldout="someone/prompts", heldout_split="test")
+    assert (calls, task.train_prompts, task.heldout_prompts) == (["train", "test"], 5, 5)
+    with pytest.raises(ValueError, match="heldout_split goes with a data set"):
+        make(prompts="someone/prompts", heldout=2, heldout_split="test")
