@@ -138,3 +138,17 @@ def test_diverged_weights_are_reported():
         model.model.norm.weight.fill_(torch.nan)
     with pytest.raises(FloatingPointError, match="diverged"):
         sample_tokens(model, PROMPTS, None, n=1, max_new_tokens=2, eos=EOS)
+
+
+@pytest.mark.parametrize("share_prefix", [True, False])
+def test_weights_that_spoil_a_later_token_are_reported(share_prefix):
+    model = fixtures.make_model("llama")
+    calls = []
+
+    def spoil(module, inputs, output):
+        calls.append(1)
+        return output * torch.nan if len(calls) == 3 else output  # the prompts, the second token, the third
+
+    model.lm_head.register_forward_hook(spoil)
+    with pytest.raises(FloatingPointError, match="diverged"):
+        sample_tokens(model, PROMPTS, uniforms(4, 2, 6), n=2, max_new_tokens=6, eos=[], share_prefix=share_prefix)

@@ -95,9 +95,10 @@ def sample_tokens(
     alive = torch.arange(rows, device=device)  # which response each row of the batch is
     done = torch.zeros(rows, dtype=torch.bool, device=device)
     logits = decoder.first()
-    if not torch.isfinite(logits).all():
-        raise FloatingPointError("the model's logits are not finite: its weights have diverged")
+    # 0, unless logits are not finite: then NaN from there on. Read once, as every look at the device waits for it.
+    spoilt = torch.zeros((), device=device)
     for step in range(max_new_tokens):
+        spoilt = spoilt + 0 * logits.sum(dtype=torch.float32)
         chosen = choose(logits, None if draws is None else draws[alive, step], temperature)
         tokens[alive, step] = chosen.masked_fill(done, 0)
         ended = torch.isin(chosen, ends) & ~done
@@ -111,6 +112,8 @@ def sample_tokens(
             decoder.select(keep)
             alive, chosen, done = alive[keep], chosen[keep], done[keep]
         logits = decoder.next(chosen, step)
+    if not torch.isfinite(spoilt):
+        raise FloatingPointError("the model's logits are not finite: its weights have diverged")
     return tokens.view(-1, n, max_new_tokens), lengths.view(-1, n)
 
 
