@@ -49,6 +49,8 @@ class Agent(ABC):
         if task.kind not in self.kinds:
             plays = " and ".join(sorted(self.kinds))
             raise ValueError(f"{type(self).__name__} plays {plays} tasks only, and {task.name} is a {task.kind} task")
+        if budget < 1:
+            raise ValueError(f"budget: expected at least 1 query, got {budget}")
         missing = self.needs - task.provides - FROM_ENVIRONMENT
         if missing:
             raise ValueError(f"{type(self).__name__} needs {sorted(missing)}, which task {task.name} does not provide")

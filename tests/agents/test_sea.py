@@ -7,6 +7,7 @@ import torch
 
 from llm_duel_env.agents.base import config_from
 from llm_duel_env.agents.online_dpo import OnlineDPO
+from llm_duel_env.agents.reward_models.ensemble import EnsembleConfig
 from llm_duel_env.agents.sea import SEA, SEAConfig
 from llm_duel_env.baselines.sea_as_released import SEAAsReleased
 from llm_duel_env.baselines.uniform import Uniform
@@ -351,3 +352,16 @@ def test_sea_and_online_dpo_learn():
     assert abs(rate["uniform"] - 0.5) < 0.07
     assert rate["online"] > 0.75
     assert rate["sea"] > 0.75
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"burn_in": -3.0}, {"burn_in": float("nan")}, {"best_of_n": -1}, {"budget": 0},
+     {"reward_model": EnsembleConfig(anchor=float("nan"))}],
+)  # fmt: skip
+def test_settings_out_of_range_are_refused(task, setting):
+    budget = setting.get("budget", 200)
+    config = SEAConfig(**{name: value for name, value in setting.items() if name != "budget"})
+    name = "anchor" if "reward_model" in setting else next(iter(setting))
+    with pytest.raises(ValueError, match=f"{name}: expected"):
+        SEA(task.view(), config, seed=0, budget=budget)

@@ -49,8 +49,12 @@ class PolicyConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"policy.{name}: expected at least 1, got {getattr(self, name)}")
         for name in ("learning_rate", "grad_clip", "temperature"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"policy.{name}: expected a positive number, got {getattr(self, name)}")
+            most = float("inf") if name != "grad_clip" else None  # an infinite grad_clip clips nothing
+            if not getattr(self, name) > 0 or getattr(self, name) == most:
+                raise ValueError(f"policy.{name}: expected a finite positive number, got {getattr(self, name)}")
+        if not 0 <= self.final_learning_rate <= 1:
+            got = self.final_learning_rate
+            raise ValueError(f"policy.final_learning_rate: expected a share of the peak in [0, 1], got {got}")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"policy.warmup: expected a share of the budget in [0, 1), got {self.warmup}")
 

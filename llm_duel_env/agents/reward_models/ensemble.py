@@ -52,8 +52,8 @@ class EnsembleRewardModel:
     ) -> None:
         if min(config.members, config.hidden, config.batch, config.start, config.capacity) < 1 or config.steps < 0:
             raise ValueError(f"expected positive sizes and steps >= 0, got {config}")
-        if config.anchor < 0:
-            raise ValueError(f"anchor: expected a number >= 0, got {config.anchor}")
+        if not 0 <= config.anchor < float("inf"):
+            raise ValueError(f"anchor: expected a finite number >= 0, got {config.anchor}")
         self.config, self.seed, self.device = config, seed, torch.device(device)
         e, h = config.members, config.hidden
         draw = torch_generator(seed, "ensemble")
