@@ -72,8 +72,8 @@ class SEA(Agent):
         if config.candidates < 2 or not 0 <= config.oracle_share <= 1:
             got = f"{config.candidates}, {config.oracle_share}"
             raise ValueError(f"expected candidates >= 2 and oracle_share in [0, 1], got {got}")
-        if not 0 <= config.burn_in <= 1:
-            raise ValueError(f"burn_in: expected a share of the budget in [0, 1], got {config.burn_in}")
+        if not 0 <= config.burn_in < float("inf"):
+            raise ValueError(f"burn_in: expected a finite number of at least 0, got {config.burn_in}")
         if config.best_of_n < 0:
             raise ValueError(f"best_of_n: expected at least 0, got {config.best_of_n}")
         super().__init__(task, config, seed=seed, budget=budget)
