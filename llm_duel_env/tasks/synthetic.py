@@ -62,14 +62,18 @@ class Synthetic(Task):
         dissimilarity_correlation: float = 0.0,
         preferences: Literal["utility", "intransitive"] = "utility",
     ) -> None:
+        counts = {"candidates": candidates, "context_dim": context_dim, "candidate_dim": candidate_dim}
+        for name, value in {**counts, "train_prompts": train_prompts, "heldout_prompts": heldout_prompts}.items():
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+                raise ValueError(f"{name}: expected a whole number, got {value!r}")
         if min(candidates, candidate_dim // 2) < 2 or min(context_dim, train_prompts, heldout_prompts) < 1:
             raise ValueError(
                 "expected candidates >= 2, candidate_dim >= 4, and context_dim and both counts of prompts >= 1, got "
                 f"{candidates}, {candidate_dim}, {context_dim}, {train_prompts}, {heldout_prompts}"
             )
-        if not (utility_std > 0 and oracle_scale > 0 and -1 <= dissimilarity_correlation <= 1):
+        if not (0 < utility_std < np.inf and oracle_scale > 0 and -1 <= dissimilarity_correlation <= 1):
             raise ValueError(
-                "expected utility_std > 0, oracle_scale > 0 and dissimilarity_correlation in [-1, 1], got "
+                "expected finite utility_std > 0, oracle_scale > 0 and dissimilarity_correlation in [-1, 1], got "
                 f"{utility_std}, {oracle_scale}, {dissimilarity_correlation}"
             )
         if preferences not in ("utility", "intransitive"):

@@ -142,3 +142,9 @@ def test_refusals():
             Synthetic(**wrong)
     with pytest.raises(ValueError, match="'cyclic'"):
         Synthetic(preferences="cyclic")
+
+
+@pytest.mark.parametrize("setting", [{"candidates": 2.5}, {"candidate_dim": "8"}, {"utility_std": float("inf")}])
+def test_settings_of_the_wrong_kind_are_refused(setting):
+    with pytest.raises(ValueError, match=f"(?s){next(iter(setting))}.*got|expected finite utility_std"):
+        Synthetic(**{"train_prompts": 8, "heldout_prompts": 4, **setting})
