@@ -59,7 +59,7 @@ def test_help_teaches(capsys):
         (["run", "--resume", "nowhere", "--no-recipe"], "leave --no-recipe out"),
         (
             ["run", "--agent", "uniform", "--env", "duel/Text-v0", "--env-set", *TEXT],
-            "cannot load reward model '/no/model'",
+            "p.jsonl: no such file",  # what is cheap to check comes before any model is loaded
         ),
         (["leaderboard", "/dev/null"], "not a folder"),
         (["bench", "demos"], "Did you mean 'demo'"),

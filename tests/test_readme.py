@@ -52,10 +52,11 @@ def test_python_blocks_run(block, tmp_path):
     assert run([sys.executable, "-c", block], tmp_path).strip()
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/status.md", "docs/decisions.md"])
 def test_files_that_are_named_exist(document):
     text = (ROOT / document).read_text()
     named = re.findall(r"`([\w./-]+/[\w.-]*\.(?:py|md|yaml|json|png))`|\]\((?!http)([^)#]+)\)", text)
+    named += [(folder, "") for folder in re.findall(r"\b(benchmark/results/[\w.@-]+)", text)]
     assert named
     for name in (a or b for a, b in named):
         assert (ROOT / name).exists(), name

@@ -84,7 +84,7 @@ def test_budgets_settings_and_richer_feedback_are_kept_apart():
     runs += [result("sea", 0, FAST, batch=16), result("sea", 0, FAST, eval_prompts=12)]
     assert len(leaderboard.tables(runs)) == 6
     with pytest.raises(ValueError, match="twice"):
-        leaderboard.tables([result("sea", 0, FAST, folder="a"), result("sea", 0, FAST, folder="b")])
+        leaderboard.tables([result("sea", 0, FAST, folder="a"), result("sea", 0, SLOW, folder="b")])
 
 
 def test_runs_without_a_win_rate_are_left_out(tmp_path, capsys):
