@@ -53,7 +53,7 @@ format: setup-dev  ## what ruff can mend by itself
 	$(BIN)/ruff format .
 
 bench-speed: setup  ## seconds per stage beside the arithmetic floor and a plain implementation
-	$(BIN)/python benchmark/speed.py
+	$(BIN)/python benchmark/speed.py $(ARGS)
 
 assets: setup  ## rebuilds the embedded tiny models from nothing
 	$(BIN)/python -m llm_duel_env.assets.build_tiny_tldr --out build/tiny_tldr --seed 0

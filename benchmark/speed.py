@@ -51,6 +51,20 @@ def matmul_rate() -> float:
     return 2 * 1024**3 / min(seconds(lambda: a @ b) for _ in range(20))
 
 
+def shaped_rate(batch: int, rows: int, inner: int, columns: int) -> float:
+    """The rate of a batch of small products, FLOP/s: what the ensemble's shapes allow, whoever multiplies them."""
+    a, b = torch.randn(batch, rows, inner), torch.randn(batch, inner, columns)
+    a @ b
+    return 2 * a.numel() * columns / statistics.median(seconds(lambda: a @ b) for _ in range(20))
+
+
+def show_profile(work: Callable[[], object]) -> None:
+    """Where the time of one call goes, by operator: torch's own profiler."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        work()
+    print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=14, max_name_column_width=40))
+
+
 def flops(work: Callable[[], object]) -> int:
     """Floating-point operations of the matrix products in one call, backward passes included."""
     with FlopCounterMode(display=False) as counter:
@@ -170,7 +184,7 @@ def play_round(agent: SEA, task, observation) -> None:
     agent.update(duels.judged(np.where(duels.query, preference, np.nan)))
 
 
-def tiny_tldr(repeats: int) -> tuple[list[dict], dict]:
+def tiny_tldr(repeats: int, profile: bool = False) -> tuple[list[dict], dict]:
     """TinyTLDR, M = 32 prompts, N = 20 candidates, up to 28 new tokens."""
     m, n = 32, 20
     task = make_task("tiny_tldr")
@@ -221,6 +235,10 @@ def tiny_tldr(repeats: int) -> tuple[list[dict], dict]:
         learn_plain()
 
     rate = matmul_rate()
+    if profile:
+        for name, work in (("sampling", sample), ("the ensemble, select and learn", erm)):
+            print(f"TinyTLDR, {name}:")
+            show_profile(work)
     rows = []
     for name, ours, plain in (
         ("sample", sample, sample_plain),
@@ -247,10 +265,11 @@ def tiny_tldr(repeats: int) -> tuple[list[dict], dict]:
         "T": limit,
         "policy_parameters": parameters,
         "rate": rate,
+        "ensemble_rate": shaped_rate(20, 256, 128, 128),
     }
 
 
-def synthetic(repeats: int) -> tuple[list[dict], dict]:
+def synthetic(repeats: int, profile: bool = False) -> tuple[list[dict], dict]:
     """Synthetic, M = 64 prompts, N = 20 candidates of K = 512, E = 20 members."""
     m, n, k = 64, 20, 512
     task = make_task("synthetic", candidates=k, train_prompts=1024)
@@ -261,6 +280,9 @@ def synthetic(repeats: int) -> tuple[list[dict], dict]:
     features = policy.embed(candidates)
     labels = Preferences(candidates.take(np.tile([0, 1], (m, 1))), np.ones(m, np.float32), np.ones(m, bool))
     rate = matmul_rate()
+    if profile:
+        print("Synthetic, five steps of the ensemble:")
+        show_profile(lambda: agent.reward_model.update(features[:, :2], ("speed",)))
     rows = []
     for name, ours in (
         ("sample", lambda: policy.sample(observation, n, ("speed",))),
@@ -273,13 +295,22 @@ def synthetic(repeats: int) -> tuple[list[dict], dict]:
         times = alternate(repeats * 3, ours=ours)
         floor = flops(ours) / rate
         rows.append({"stage": name, **times, "floor": floor, "over_floor": times["ours"] / floor if floor else None})
-    return rows, {"task": "Synthetic", "M": m, "N": n, "K": k, "E": 20, "rate": rate}
+    return rows, {
+        "task": "Synthetic",
+        "M": m,
+        "N": n,
+        "K": k,
+        "E": 20,
+        "rate": rate,
+        "ensemble_rate": shaped_rate(20, 256, 128, 128),
+    }
 
 
 def show(rows: list[dict], facts: dict) -> None:
     """One table as text."""
-    shape = ", ".join(f"{name} {value:,}" for name, value in facts.items() if name not in ("task", "rate"))
-    print(f"\n{facts['task']} ({shape}); float32 matmul {facts['rate'] / 1e9:.0f} GFLOP/s")
+    shape = ", ".join(f"{name} {value:,}" for name, value in facts.items() if not (name == "task" or "rate" in name))
+    print(f"\n{facts['task']} ({shape}); float32 matmul {facts['rate'] / 1e9:.0f} GFLOP/s, ", end="")
+    print(f"20 products of 256 x 128 x 128 (a hidden layer of the ensemble) {facts['ensemble_rate'] / 1e9:.0f}")
     print(f"{'stage':<20}{'seconds':>10}{'floor':>10}{'x floor':>9}{'plain':>10}{'x faster':>10}{'limit':>8}")
     for row in rows:
         over = f"{row['ours'] / row['floor']:.1f}" if row["floor"] else "-"
@@ -297,6 +328,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5, help="timed calls of each stage and side (default 5)")
     parser.add_argument("--threads", type=int, default=0, help="torch threads (default: torch's own choice)")
+    parser.add_argument("--profile", action="store_true", help="also print where the time goes, by operator")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
     if arguments.threads:
@@ -306,7 +338,7 @@ def main() -> None:
     print(f"{machine}; Python {platform.python_version()}, {versions}")
     print("seconds are medians; floor: floating-point operations of the matrix products / float32 matmul rate;")
     print("limit: plain / floor, how much faster the same arithmetic could be at that rate and with nothing beside it")
-    worlds = [tiny_tldr(arguments.repeats), synthetic(arguments.repeats)]
+    worlds = [world(arguments.repeats, arguments.profile) for world in (tiny_tldr, synthetic)]
     for rows, facts in worlds:
         show(rows, facts)
     if arguments.json:
