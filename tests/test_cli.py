@@ -30,6 +30,27 @@ def command(*arguments):
     return end.value.code
 
 
+def loaded_by(*arguments):
+    """Heavy packages that a command imports in a process of its own."""
+    probe = (
+        "import atexit, sys; from llm_duel_env.cli import main;"
+        "atexit.register(lambda: print(*sorted({'torch', 'transformers', 'matplotlib', 'scipy'} & set(sys.modules))));"
+        f"main({arguments!r})"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, env=SINGLE, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("run", "--help")])
+def test_help_waits_for_no_heavy_package(arguments):
+    assert not loaded_by(*arguments)
+
+
+def test_the_list_of_agents_does_without_transformers():
+    assert loaded_by("list", "agents") & {"torch", "transformers"} == {"torch"}
+
+
 def test_help_teaches(capsys):
     assert command("--help") == 0
     text = capsys.readouterr().out

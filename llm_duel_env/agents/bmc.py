@@ -11,14 +11,17 @@ than labels do, so the agent stands in a table of its own.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from llm_duel_env.agents.base import Agent, AgentConfig
 from llm_duel_env.agents.losses import direct_optimizer
-from llm_duel_env.agents.policies.language_model import LanguageModelPolicy
 from llm_duel_env.tasks.base import TaskView
 from llm_duel_env.types import Candidates, Duels, Metrics, Observation, Preferences
+
+if TYPE_CHECKING:  # it brings transformers with it
+    from llm_duel_env.agents.policies.language_model import LanguageModelPolicy
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class BMC(Agent):
         """Pairs (B, 2) with the winner replaced by the loser as the editor changes it; those it leaves as they are, for
         which there is nothing to learn, are left out."""
         assert self.task.edit is not None  # the task provides an editor
-        assert isinstance(self.policy, LanguageModelPolicy)
+        policy = cast("LanguageModelPolicy", self.policy)  # as on every text task
         texts = np.empty((ranked.shape[0], 1), object)
         for row, (prompt, (winner, loser)) in enumerate(zip(ranked.observation["prompt"], ranked.responses)):
             texts[row, 0] = self.task.edit(prompt, loser, winner)
@@ -64,7 +67,7 @@ class BMC(Agent):
         if not changed.any():
             return kept
         losers = kept.take(np.ones((int(changed.sum()), 1), np.int64))
-        return Candidates.beside(self.policy.from_text(kept.observation, texts[changed]), losers)
+        return Candidates.beside(policy.from_text(kept.observation, texts[changed]), losers)
 
     def learn(self, preferences: Preferences) -> Metrics:
         """One pass of token-weighted DPO over the round's bridged pairs."""

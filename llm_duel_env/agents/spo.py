@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -22,11 +23,13 @@ from torch import Tensor, nn
 from llm_duel_env.agents.base import Agent, AgentConfig
 from llm_duel_env.agents.losses import direct_optimizer
 from llm_duel_env.agents.policies.final_states import final_states
-from llm_duel_env.agents.policies.language_model import LanguageModelPolicy
 from llm_duel_env.agents.policies.ranked import DirectOptimizer, RankedLogProbs, needs_tokens
 from llm_duel_env.randomness import generator
 from llm_duel_env.tasks.base import TaskView
 from llm_duel_env.types import Candidates, Duels, Metrics, Observation, Preferences
+
+if TYPE_CHECKING:  # it brings transformers with it
+    from llm_duel_env.agents.policies.language_model import LanguageModelPolicy
 
 LEVELS = 5
 """Levels that a task's degrader knows: 0 (as it was) to 4."""
@@ -90,14 +93,13 @@ class SPO(Agent):
         if not config.gamma >= 0:
             raise ValueError(f"gamma: expected at least 0, got {config.gamma}")
         super().__init__(task, config, seed=seed, budget=budget)
-        assert isinstance(self.policy, LanguageModelPolicy)
-        self.language_model = self.policy
+        self.language_model = cast("LanguageModelPolicy", self.policy)  # as on every text task
         self.optimizer = direct_optimizer(config.loss, config.beta, config.loss_options)
-        size = self.policy.model.config.get_text_config().hidden_size
-        self.head = nn.utils.skip_init(nn.Linear, size, LEVELS).to(self.policy.device)
+        size = self.language_model.model.config.get_text_config().hidden_size
+        self.head = nn.utils.skip_init(nn.Linear, size, LEVELS).to(self.language_model.device)
         for parameter in self.head.parameters():
             nn.init.zeros_(parameter)  # the first step teaches the head alone; no draw of a global generator
-        self.policy.learner.add("level_head", self.head)
+        self.language_model.learner.add("level_head", self.head)
 
     def act(self, observation: Observation) -> Duels:
         """Two independent samples for each prompt."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from llm_duel_env.agents.policies.language_model import LanguageModelPolicy
 from llm_duel_env.types import Candidates
+
+if TYPE_CHECKING:  # it brings transformers with it
+    from llm_duel_env.agents.policies.language_model import LanguageModelPolicy
 
 
 def final_states(policy: LanguageModelPolicy, candidates: Candidates) -> Tensor:
