@@ -12,6 +12,8 @@ EXTRAS = {
     "datasets": "hub",
     "huggingface_hub": "hub",
     "peft": "peft",
+    "litserve": "serve",
+    "trl": "trl",
 }
 """Which extra of the distribution brings which module."""
 

@@ -127,6 +127,11 @@ class Ledger:
                 )
         return record
 
+    def skipped(self, number: int, asked: Record) -> bool:
+        """Whether the record of query `number` is about another duel than `asked`, of its round or a later one."""
+        record = self.record(number)
+        return record["round"] >= asked["round"] and any(record[name] != asked[name] for name in ("round", *_COMPARED))
+
     def append(self, records: Sequence[Record]) -> None:
         """Writes the records of a round, numbered on from the last, and returns when they are on the disk.
 

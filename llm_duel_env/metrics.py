@@ -31,7 +31,7 @@ def hard(probability: np.ndarray) -> np.ndarray:
 def true_utility(task: Task, prompts: Observation, responses: np.ndarray) -> np.ndarray:
     """The utility of each response by the task's truth, else by its oracle: float64 (M,), NaN where neither has one."""
     judge = _judge(task)
-    if not judge.has_utility:
+    if not judge.has_utility or judge.metered:
         return np.full(batch_size(prompts), np.nan)
     return checked_utility(judge, prompts, responses)
 
@@ -57,9 +57,10 @@ def optimal_win_probability(
 
 
 def beats_reference(task: Task, prompts: Observation, responses: np.ndarray) -> np.ndarray:
-    """P(the response beats the reference) by the task's oracle, float64 (M,); NaN where a prompt has no reference."""
+    """P(the response beats the reference) by the task's oracle, float64 (M,); NaN where a prompt has no reference, and
+    everywhere where the oracle's answers are metered: those are for labels."""
     probability = np.full(batch_size(prompts), np.nan)
-    reference = task.reference(prompts["prompt_id"])
+    reference = None if task.oracle.metered else task.reference(prompts["prompt_id"])
     if reference is None:
         return probability
     rows = np.flatnonzero([stored is not None for stored in reference])

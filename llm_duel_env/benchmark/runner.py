@@ -17,6 +17,7 @@ from llm_duel_env.benchmark.heartbeat import Heartbeat, Pulse
 from llm_duel_env.benchmark.run_config import RunConfig, check
 from llm_duel_env.benchmark.run_folder import RunFolder, read_json
 from llm_duel_env.benchmark.settings import typed
+from llm_duel_env.oracles.base import OracleStopped
 
 if TYPE_CHECKING:
     from llm_duel_env.benchmark.session import Session
@@ -78,6 +79,8 @@ def _play(session: Session, heartbeat: Heartbeat, stop: threading.Event) -> dict
                 session.save()
                 raise RunInterrupted(folder, session.queries)
             session.save_if_due()
+    except OracleStopped as stopped:  # what was bought in this sitting is replayed from the ledger
+        raise RunInterrupted(folder, session.queries) from stopped
     except ValueError as error:  # not the user's to mend, unlike one raised before the run began
         raise RuntimeError(f"{folder} broke after {session.queries} queries: {error}") from error
     return session.finish()

@@ -225,6 +225,7 @@ class Session:
         for name, values in info.items():
             if name.startswith("metrics/") and shown.any():
                 found[name.removeprefix("metrics/")] = known_mean(np.asarray(values)[shown])
+        found |= {name: float(values[0]) for name, values in info.items() if name.startswith("oracle/")}
         wins = np.asarray(info["metrics/online_win_rate"])
         self.sums["shown"] += int((~np.isnan(wins)).sum())
         self.sums["online_win_rate"] += float(np.nansum(wins))
@@ -294,6 +295,7 @@ class Session:
             "eval_prompts": self.prompts,
             "queries": self.queries,
             "evaluations": int(self.sums["evaluations"]),
+            "oracle": self.core.task.oracle.usage(),
             "rounds": int(self.core.round),
             "status": "stalled" if self.stalled >= config.max_stalled_rounds else "finished",
             "curve": {name: [p.get(name) for p in curve] for name in CURVE if _known(curve[-1].get(name))},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from gymnasium.error import ResetNeeded
@@ -77,7 +77,7 @@ class DuelCore:
         task_kwargs: dict[str, Any] | None = None,
         budget: int | None = None,
         max_rounds: int | None = None,
-        feedback: str | None = None,
+        feedback: Literal["bernoulli", "threshold"] | None = None,
         flip_rate: float = 0.0,
         tie_margin: float = 0.0,
         ledger: str | os.PathLike[str] | None = None,
@@ -93,7 +93,7 @@ class DuelCore:
         if isinstance(task, Task) and task_kwargs:
             raise ValueError(f"task_kwargs go with a task's name, but the task is given as an object: {task_kwargs}")
         self.task = task if isinstance(task, Task) else make_task(task, **(task_kwargs or {}))
-        self.feedback = Feedback(feedback or self.task.feedback, flip_rate, tie_margin)  # type: ignore[arg-type]
+        self.feedback = Feedback(feedback or self.task.feedback, flip_rate, tie_margin)
         self.budget, self.max_rounds, self.scores = budget, max_rounds, bool(scores)
         self.ledger: Ledger | None = None
         self._ledger_path = ledger
@@ -170,6 +170,7 @@ class DuelCore:
                 wanted = f"expected at least the {state['query_count']} labels bought before this state"
                 raise LedgerMismatch(f"{ledger.path}: {wanted}, got {len(ledger)}")
             self.ledger = ledger
+            self.task.oracle.open(ledger.path.parent)
         for name in _STATE:
             setattr(self, name, state[name])
         self.kept = []
@@ -240,12 +241,14 @@ class DuelCore:
 
         preference = np.where(query, 0.5, np.nan)
         probability = np.where(query, 0.5, np.nan)
-        preference[rows] = [record["label"] for record in records]
-        probability[rows] = [record["probability"] for record in records]
+        for row, record in zip(rows, records):
+            preference[row] = np.nan if record is None else record["label"]
+            probability[row] = np.nan if record is None else record["probability"]
+        charged[rows] = [record is not None for record in records]
         spread = {name: _spread(value, shown, count) for name, value in metrics.items()}
         wins = spread["online_win_probability"]
         reward = np.nan_to_num(np.where(np.isnan(wins), preference, wins), nan=0.0)
-        self.query_count += len(rows)
+        self.query_count += int(charged.sum())
         self.round += 1
         self.served += count - sum(kept >= 0 for kept in self.kept)
         self.kept = np.where(again, prompt_ids, -1).tolist() if again is not None and again.any() else []
@@ -260,40 +263,65 @@ class DuelCore:
         oracle = self.task.oracle
         return checked_utility(oracle, prompts, first), checked_utility(oracle, prompts, second)
 
-    def _buy(self, prompts: Observation, first: np.ndarray, second: np.ndarray) -> list[Record]:
-        """The records of these queries: replayed where the ledger has them, else bought in one batch and appended."""
+    def _buy(self, prompts: Observation, first: np.ndarray, second: np.ndarray) -> list[Record | None]:
+        """The records of these duels: replayed where the ledger has them, else bought in one batch and appended.
+
+        None for a duel that the oracle skipped: it has no record, and the next one takes its number.
+        """
         assert self.seed is not None
-        text = self.task.kind == "text"
-        count = len(first)
-        records: list[Record] = [
-            {
-                "query": self.query_count + row,
-                "round": self.round,
-                "prompt_id": int(prompts["prompt_id"][row]),
-                "prompt": str(prompts["prompt"][row]) if text else None,
-                "first": str(first[row]) if text else int(first[row]),
-                "second": str(second[row]) if text else int(second[row]),
-            }
-            for row in range(count)
-        ]
-        known = 0
-        if self.ledger is not None:
-            known = min(max(len(self.ledger) - self.query_count, 0), count)
-            records[:known] = [self.ledger.replay(record["query"], record) for record in records[:known]]
-        new = np.arange(known, count)
+        asked = [self._question(prompts, first, second, row) for row in range(len(first))]
+        records, known = self._replay(asked)
+        new = np.arange(known, len(asked))
         probability = checked_win_probability(self.task.oracle, rows_of(prompts, new), first[new], second[new])
-        labels = self.feedback.label(probability, self.seed, self.query_count + new)
-        for row, label, p in zip(new, labels, probability):
-            records[row] |= {"label": float(label), "probability": float(p)}
+        answered = np.flatnonzero(~np.isnan(probability))
+        begin = self.query_count + sum(record is not None for record in records)
+        numbers = begin + np.arange(len(answered))
+        labels = self.feedback.label(probability[answered], self.seed, numbers)
+        bought = [
+            {"query": int(number), **asked[known + row], "label": float(label), "probability": float(probability[row])}
+            for number, row, label in zip(numbers, answered, labels)
+        ]
         if self.ledger is not None:
-            self.ledger.append(records[known:])
-        return records
+            self.ledger.append(bought)
+        by_row = dict(zip(answered.tolist(), bought))
+        return records + [by_row.get(row) for row in range(len(new))]
+
+    def _question(self, prompts: Observation, first: np.ndarray, second: np.ndarray, row: int) -> Record:
+        text = self.task.kind == "text"
+        return {
+            "round": self.round,
+            "prompt_id": int(prompts["prompt_id"][row]),
+            "prompt": str(prompts["prompt"][row]) if text else None,
+            "first": str(first[row]) if text else int(first[row]),
+            "second": str(second[row]) if text else int(second[row]),
+        }
+
+    def _replay(self, asked: list[Record]) -> tuple[list[Record | None], int]:
+        """What the ledger has of this round's duels, and how many of them that settles; the rest must be bought.
+
+        Where the oracle may skip, a duel that the next record is not about was skipped, so long as that record is of
+        this round or a later one.
+        """
+        records: list[Record | None] = []
+        if self.ledger is None:
+            return records, 0
+        number = self.query_count
+        for question in asked:
+            if number >= len(self.ledger):
+                break
+            if self.task.oracle.may_skip and self.ledger.skipped(number, question):
+                records.append(None)
+            else:
+                records.append(self.ledger.replay(number, question))
+                number += 1
+        return records, len(records)
 
     def close(self) -> None:
         """Closes the ledger, so that another run may open it."""
         if self.ledger is not None:
             self.ledger.close()
             self.ledger = None
+        self.task.oracle.close()
 
 
 def whole_seed(seed: int | None) -> int | None:

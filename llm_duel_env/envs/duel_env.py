@@ -92,6 +92,7 @@ class DuelEnv(CoreEnv, gymnasium.Env):
             "charged": bool(outcome.charged[0]),
             "query_count": self.core.query_count,
             **{name: value for name, value in known.items() if not np.isnan(value)},
+            **{f"oracle/{name}": spent for name, spent in self.task.oracle.usage().items()},
         }
         if outcome.scores is not None:
             told = ~np.isnan(outcome.scores[0])

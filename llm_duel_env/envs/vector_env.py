@@ -114,6 +114,7 @@ class DuelVectorEnv(CoreEnv, VectorEnv):
             "charged": outcome.charged,
             "query_count": np.full(self.num_envs, self.core.query_count),
             **{f"metrics/{name}": value for name, value in outcome.metrics.items()},
+            **{f"oracle/{name}": np.full(self.num_envs, spent) for name, spent in self.task.oracle.usage().items()},
         }
         if outcome.scores is not None:
             info |= {"scores": outcome.scores, "evaluations": (~np.isnan(outcome.scores)).sum(axis=1)}

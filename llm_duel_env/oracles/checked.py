@@ -21,15 +21,17 @@ def compare(oracle: Oracle, prompts: Observation, first: np.ndarray, second: np.
 
 
 def checked_win_probability(oracle: Oracle, prompts: Observation, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """`oracle.win_probability` as float64 (M,), surely in [0, 1]. The oracle is not called where M is 0.
+    """`oracle.win_probability` as float64 (M,), surely in [0, 1], or NaN where the oracle may skip and does. The oracle
+    is not called where M is 0.
 
     Raises:
-        OracleError: a wrong count, a NaN, an infinity, or a value outside [0, 1].
+        OracleError: a wrong count, a NaN of an oracle that may not skip, an infinity, or a value outside [0, 1].
     """
     if batch_size(prompts) == 0:
         return np.empty(0)
     answer = _floats(oracle, "win_probability", oracle.win_probability(prompts, first, second), batch_size(prompts))
-    bad = np.flatnonzero(~((answer >= 0) & (answer <= 1)))  # a NaN fails both
+    good = (answer >= 0) & (answer <= 1)  # a NaN fails both
+    bad = np.flatnonzero(~(good | np.isnan(answer)) if oracle.may_skip else ~good)
     if bad.size:
         raise OracleError(_complaint(oracle, "win_probability", "probabilities in [0, 1]", answer, prompts, bad))
     return answer

@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import expit
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from llm_duel_env.oracles.base import Oracle, OracleError
+from llm_duel_env.oracles.base import OracleError
+from llm_duel_env.oracles.scored import ScoringOracle, Text, check_template, fill, short
 from llm_duel_env.pretrained import loading
 from llm_duel_env.quiet import no_progress_bars
-from llm_duel_env.types import Observation
-
-Text = tuple[str, str]
-"""A prompt and a response to it."""
 
 
-class RewardModelOracle(Oracle):
+class RewardModelOracle(ScoringOracle):
     """P(first beats second) = sigmoid(scale (s(first) - s(second))) for the scores s of a reward model.
 
     A distinct (prompt, response) is scored once, for as long as the bounded cache remembers it. Scores do not depend on
     what else is in a batch, beyond floating-point rounding, and equal those of the model called on one text at a time.
+    With several devices each has a copy of the model and takes the next batch whenever it is free.
     """
-
-    has_utility = True
 
     def __init__(
         self,
@@ -46,7 +42,8 @@ class RewardModelOracle(Oracle):
 
         Args:
             model: Folder or hub name, with safetensors weights and a tokenizer. No code of the model's is run.
-            device: A torch device; "auto" takes a GPU where there is one.
+            device: A torch device; "auto" takes a GPU where there is one, "all" every GPU; several, which share the
+                work, with commas between: "cuda:0,cuda:1".
             dtype: "float32", "bfloat16" or "float16"; "auto" is bfloat16 on a GPU and float32 elsewhere.
             batch_tokens: The most tokens, padding included, of a forward pass; a longer text goes alone.
             max_length: The most tokens of a text; a longer one loses its beginning. None for the tokenizer's limit.
@@ -60,64 +57,28 @@ class RewardModelOracle(Oracle):
             ValueError: there is no such model, it has not exactly one output, it lacks trained weights for it, or an
                 argument is out of range.
         """
-        for name, number in (("batch_tokens", batch_tokens), ("max_length", max_length), ("cache_size", cache_size)):
+        super().__init__(scale=scale, cache_size=cache_size)
+        for name, number in (("batch_tokens", batch_tokens), ("max_length", max_length)):
             if number is not None and number < 1:
                 raise ValueError(f"{name}: expected at least 1, got {number}")
-        if not 0 < scale < np.inf:
-            raise ValueError(f"scale: expected a positive number, got {scale}")
-        if text_template is not None and not ("{prompt}" in text_template and "{response}" in text_template):
-            raise ValueError(f"text_template: expected {{prompt}} and {{response}} in it, got {text_template!r}")
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        if dtype == "auto":
-            dtype = "bfloat16" if torch.device(device).type == "cuda" else "float32"
-        if dtype not in ("float32", "bfloat16", "float16"):
-            raise ValueError(f"dtype: expected auto, float32, bfloat16 or float16, got {dtype!r}")
+        if text_template is not None:
+            check_template(text_template, "prompt", "response")
+        devices = choose_devices(device)
         with loading(model, "reward model"):
             self.tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-            self.model = _load(model, getattr(torch, dtype)).to(device)
-        self.scale, self.batch_tokens, self.cache_size = float(scale), batch_tokens, cache_size
-        self.max_length = max_length or _token_limit(self.tokenizer, self.model.config.get_text_config())
+            self.models = [_load(model, choose_dtype(dtype, place)).to(place) for place in devices]
+        self.batch_tokens = batch_tokens
+        self.max_length = max_length or token_limit(self.tokenizer, self.model.config.get_text_config())
         self.text_template = text_template
-        self.rows_scored = 0
-        """Texts that went through the model so far."""
-        self._cache: OrderedDict[Text, float] = OrderedDict()
 
-    def utility(self, prompts: Observation, responses: np.ndarray) -> np.ndarray:
-        """scale * score of each response: float64 (M,).
+    @property
+    def model(self) -> Any:
+        """The model; of several copies the first."""
+        return self.models[0]
 
-        Raises:
-            OracleError: a score that is not finite.
-        """
-        texts = [(str(p), str(r)) for p, r in zip(prompts["prompt"], responses, strict=True)]
-        scores = self._scores(list(dict.fromkeys(texts)))
-        return self.scale * np.array([scores[text] for text in texts], np.float64)
-
-    def win_probability(self, prompts: Observation, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """P(first beats second): float64 (M,). Both responses go through the model together.
-
-        Raises:
-            OracleError: a score that is not finite.
-        """
-        both = {"prompt": (*prompts["prompt"], *prompts["prompt"])}
-        utility = self.utility(both, np.concatenate([first, second]))
-        return expit(utility[: len(first)] - utility[len(first) :])
-
-    def _scores(self, texts: Sequence[Text]) -> dict[Text, float]:
-        """The score of each of some distinct texts, from the cache or the model."""
-        scores = {text: self._cache[text] for text in texts if text in self._cache}
-        new = [text for text in texts if text not in scores]
-        for text, score in zip(new, self._forward([self.encode(*text) for text in new])):
-            if not np.isfinite(score):
-                where = f"prompt {_short(text[0])}, response {_short(text[1])}"
-                raise OracleError(f"the reward model: expected a finite score, got {score} for {where}")
-            scores[text] = score
-        for text in texts:
-            self._cache[text] = scores[text]
-            self._cache.move_to_end(text)
-        while len(self._cache) > self.cache_size:
-            self._cache.popitem(last=False)
-        return scores
+    def score(self, texts: Sequence[Text]) -> np.ndarray:
+        """The model's score of each text: float64 (R,)."""
+        return self._forward([self.encode(*text) for text in texts])
 
     def encode(self, prompt: str, response: str) -> list[int]:
         """The token ids that the model scores for a response."""
@@ -126,25 +87,40 @@ class RewardModelOracle(Oracle):
             text = self.tokenizer.apply_chat_template(turns, tokenize=False)
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]  # the template writes them itself
         else:
-            # Replaced, not formatted: prompt and response may hold braces; split, so that neither is searched itself.
-            before, after = (self.text_template or "{prompt} {response}").split("{prompt}", 1)
-            text = before.replace("{response}", response) + prompt + after.replace("{response}", response)
+            text = fill(self.text_template or "{prompt} {response}", prompt=prompt, response=response)
             ids = list(self.tokenizer(text)["input_ids"])
             end = self.tokenizer.eos_token_id
             if end is not None and (not ids or ids[-1] != end):
                 ids.append(end)
         if not ids:
-            raise OracleError(f"no tokens in prompt {_short(prompt)}, response {_short(response)}")
+            raise OracleError(f"no tokens in prompt {short(prompt)}, response {short(response)}")
         return ids[-self.max_length :]
 
-    @torch.inference_mode()
     def _forward(self, rows: Sequence[list[int]]) -> np.ndarray:
         """The score of each row of token ids: float64 (R,)."""
         scores = np.empty(len(rows))
-        for batch in _batches([len(row) for row in rows], self.batch_tokens):
-            ids, mask, padding = self._pad([rows[i] for i in batch])
-            scores[batch] = self._call(ids, mask, padding)
-            self.rows_scored += len(batch)
+        # No device is left without work because one batch holds it all.
+        share = -(-sum(map(len, rows)) // len(self.models))
+        budget = min(self.batch_tokens, share) if len(self.models) > 1 else self.batch_tokens
+        free: SimpleQueue[Any] = SimpleQueue()
+        for model in self.models:
+            free.put(model)
+
+        def carry_out(batch: list[int]) -> None:
+            model = free.get()
+            try:
+                scores[batch] = self._call(model, *self._pad([rows[i] for i in batch]))
+            finally:
+                free.put(model)
+
+        batches = batches_of([len(row) for row in rows], budget)
+        if len(self.models) == 1:
+            for batch in batches:
+                carry_out(batch)
+        else:
+            with ThreadPoolExecutor(len(self.models)) as pool:
+                list(pool.map(carry_out, batches))  # the list raises what a batch raised
+        self.rows_scored += len(rows)
         return scores
 
     def _pad(self, rows: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tensor, int]:
@@ -169,12 +145,13 @@ class RewardModelOracle(Oracle):
             mask[number, : len(row)] = 1
         return ids, mask, padding
 
-    def _call(self, ids: torch.Tensor, mask: torch.Tensor, padding: int) -> np.ndarray:
-        config = self.model.config.get_text_config()
+    @torch.inference_mode()
+    def _call(self, model: Any, ids: torch.Tensor, mask: torch.Tensor, padding: int) -> np.ndarray:
+        config = model.config.get_text_config()
         own = config.pad_token_id
         config.pad_token_id = padding if len(ids) > 1 else own
         try:
-            logits = self.model(input_ids=ids.to(self.model.device), attention_mask=mask.to(self.model.device)).logits
+            logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits
         finally:
             config.pad_token_id = own
         return logits[:, 0].float().cpu().numpy().astype(np.float64)
@@ -193,12 +170,13 @@ def _load(model: str | os.PathLike[str], dtype: torch.dtype) -> Any:
     return classifier.eval()
 
 
-def _token_limit(tokenizer: Any, config: Any) -> int:
+def token_limit(tokenizer: Any, config: Any) -> int:
+    """The most tokens that tokenizer and model take."""
     # A tokenizer without a limit of its own reports a huge number.
     return min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or 2**31)
 
 
-def _batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+def batches_of(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
     """Indices of rows sorted from long to short, cut so that (rows x longest) stays within the budget of tokens."""
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
@@ -210,5 +188,38 @@ def _batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
         yield batch
 
 
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 120 else f"{text[:117]}...")
+def choose_devices(device: str) -> list[torch.device]:
+    """The devices that a setting names: one, several with commas between, "auto" or "all".
+
+    >>> choose_devices("cpu")
+    [device(type='cpu')]
+
+    Raises:
+        ValueError: no device has such a name, or this machine has no such GPU.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "auto":
+        device = "cuda" if gpus else "cpu"
+    if device == "all":
+        device = ",".join(f"cuda:{number}" for number in range(gpus)) if gpus else "cpu"
+    try:
+        found = [torch.device(name.strip()) for name in device.split(",")]
+    except RuntimeError as error:
+        raise ValueError(f"device: expected devices like cpu, cuda or cuda:0,cuda:1, got {device!r}") from error
+    for place in found:
+        if place.type == "cuda" and (place.index or 0) >= gpus:
+            raise ValueError(f"device: expected one of the {gpus} GPUs of this machine, got {str(place)!r}")
+    return found
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The type of weights that a setting names; "auto" is bfloat16 on a GPU and float32 elsewhere.
+
+    Raises:
+        ValueError: another name.
+    """
+    if dtype == "auto":
+        dtype = "bfloat16" if device.type == "cuda" else "float32"
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise ValueError(f"dtype: expected auto, float32, bfloat16 or float16, got {dtype!r}")
+    return getattr(torch, dtype)

@@ -1,3 +1,5 @@
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -98,7 +100,9 @@ def test_batches_stay_within_the_tokens_allowed(build, monkeypatch):
     oracle = RewardModelOracle(build(), batch_tokens=20)
     shapes = []
     real = oracle._call
-    monkeypatch.setattr(oracle, "_call", lambda ids, mask, p: (shapes.append(tuple(ids.shape)), real(ids, mask, p))[1])
+    monkeypatch.setattr(
+        oracle, "_call", lambda m, ids, mask, p: (shapes.append(tuple(ids.shape)), real(m, ids, mask, p))[1]
+    )
     oracle.utility(PROMPTS, RESPONSES)
     assert all(rows * width <= 20 for rows, width in shapes)
     assert sum(rows for rows, _ in shapes) == 6
@@ -209,3 +213,44 @@ def test_on_a_gpu_it_is_bfloat16_and_close(build):
 def test_a_model_that_is_not_there_is_named(name):
     with pytest.raises(ValueError, match=f"cannot load reward model '{name}': expected a folder"):
         RewardModelOracle(name)
+
+
+def test_copies_share_the_work_and_score_alike(build, monkeypatch):
+    folder = build()
+    one, two = RewardModelOracle(folder, device="cpu"), RewardModelOracle(folder, device="cpu,cpu")
+    assert len(two.models) == 2
+    used, both, real = [], threading.Barrier(2, timeout=30), two._call
+
+    def call(model, *batch):
+        if not used:
+            both.wait()  # passes only where both copies are at work at once
+        used.append(two.models.index(model))
+        return real(model, *batch)
+
+    monkeypatch.setattr(two, "_call", call)
+    assert two.utility(PROMPTS, RESPONSES) == pytest.approx(one.utility(PROMPTS, RESPONSES), abs=1e-6)
+    assert set(used) == {0, 1}
+    assert two.rows_scored == 6
+
+
+def test_an_error_of_one_copy_is_raised(build):
+    oracle = RewardModelOracle(build(poison="猫"), device="cpu,cpu", batch_tokens=6)
+    with pytest.raises(OracleError, match="finite score"):
+        oracle.utility(PROMPTS, RESPONSES)
+
+
+@pytest.mark.parametrize("device", ["tpu9", "cuda:99", "cpu,", ""])
+def test_devices_that_are_not_there(build, device):
+    with pytest.raises(ValueError, match="device: expected"):
+        RewardModelOracle(build(), device=device)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_every_gpu_scores_alike(build):
+    folder = build()
+    gpus = RewardModelOracle(folder, device="all", dtype="float32")
+    assert len(gpus.models) == torch.cuda.device_count()
+    twice = RewardModelOracle(folder, device="cuda:0,cuda:0", dtype="float32")
+    cpu = RewardModelOracle(folder, device="cpu").utility(PROMPTS, RESPONSES)
+    assert gpus.utility(PROMPTS, RESPONSES) == pytest.approx(cpu, abs=1e-3)
+    assert twice.utility(PROMPTS, RESPONSES) == pytest.approx(cpu, abs=1e-3)
