@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from llm_duel_env.benchmark.settings import merged, nested, settings
-from llm_duel_env.options import Bench, Board, Demo, Export, Leaderboard, List, Pairs, Run
+from llm_duel_env.options import Bench, Board, Demo, Export, Leaderboard, List, Pairs, Run, ServeOracle
 
 if TYPE_CHECKING:
     from llm_duel_env.benchmark.run_config import RunConfig
@@ -27,6 +27,7 @@ An agent shows two responses to a prompt, an oracle says which is better, and ev
   llm-duel bench demo --jobs 2                    all runs of a suite; the same command goes on with it
   llm-duel leaderboard runs/demo --out report     tables and figures from finished runs
   llm-duel board --out benchmark.md               every agent, from the results that are kept beside the code
+  llm-duel serve-oracle MODEL                     a reward model for runs to ask, batched
   llm-duel export runs/... --out pairs.jsonl      the labels bought: prompt, chosen, rejected
 """
 
@@ -34,7 +35,7 @@ An agent shows two responses to a prompt, an oracle says which is better, and ev
 def main(arguments: list[str] | None = None) -> None:
     """Entry point. Exit codes: 0 done, 1 a run broke, 2 the command cannot be carried out as given, 130 interrupted."""
     told = tyro.cli(
-        Run | Bench | Board | Leaderboard | Export | List | Demo,  # type: ignore[arg-type]
+        Run | Bench | Board | Leaderboard | Export | List | Demo,
         prog="llm-duel",
         description=DESCRIPTION,
         args=arguments,
@@ -52,6 +53,7 @@ def carry_out(told: Any) -> int:
 
     verbs: dict[type, Any] = {
         Run: _run, Bench: _bench, Board: _board, Leaderboard: _leaderboard, Export: _export, List: _list, Demo: _demo,
+        ServeOracle: _serve_oracle,
     }  # fmt: skip
     try:
         return verbs[type(told)](told)
@@ -248,6 +250,13 @@ def _peak_memory() -> str:
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes on Linux
     most = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return f", at most {most * unit / 1e9:.2f} GB resident in one process"
+
+
+def _serve_oracle(told: ServeOracle) -> int:
+    from llm_duel_env.oracles.serve import ServerSettings, serve
+
+    serve(ServerSettings(**{**vars(told), "devices": told.devices or "auto"}))
+    return 0
 
 
 def _list(told: List) -> int:

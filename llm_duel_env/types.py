@@ -7,7 +7,7 @@ Arrays are NumPy: they cross between the environment and the agents, and are sma
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -118,18 +118,24 @@ def _concatenate(parts: Sequence[Candidates], axis: int, observation: Observatio
     if len({part.reference_version for part in parts if part.reference_log_prob is not None}) > 1:
         raise ValueError("cannot join candidates whose reference log-probs belong to different references")
     fields: dict[str, Any] = {"responses": np.concatenate([part.responses for part in parts], axis)}
-    if parts[0].tokens is not None:
-        width = max(part.tokens.shape[2] for part in parts)  # type: ignore[union-attr]
-        padded = [np.pad(part.tokens, ((0, 0), (0, 0), (0, width - part.tokens.shape[2]))) for part in parts]  # type: ignore[arg-type,union-attr]
+    tokens = [part.tokens for part in parts if part.tokens is not None]
+    if len(tokens) == len(parts):
+        width = max(ids.shape[2] for ids in tokens)
+        padded = [np.pad(ids, ((0, 0), (0, 0), (0, width - ids.shape[2]))) for ids in tokens]
         fields["tokens"] = np.concatenate(padded, axis)
-        fields["lengths"] = np.concatenate([part.lengths for part in parts], axis)  # type: ignore[misc]
+        fields["lengths"] = np.concatenate([part.lengths for part in parts if part.lengths is not None], axis)
     if any(part.from_reference is not None for part in parts):
         tags = [np.zeros(p.shape, bool) if p.from_reference is None else p.from_reference for p in parts]
         fields["from_reference"] = np.concatenate(tags, axis)
-    if all(part.reference_log_prob is not None for part in parts):
-        fields["reference_log_prob"] = np.concatenate([part.reference_log_prob for part in parts], axis)  # type: ignore[misc]
+    log_probs = [part.reference_log_prob for part in parts if part.reference_log_prob is not None]
+    if len(log_probs) == len(parts):
+        fields["reference_log_prob"] = np.concatenate(log_probs, axis)
         fields["reference_version"] = parts[0].reference_version
     return Candidates(observation=observation, **fields)
+
+
+_NOT_GIVEN = np.empty(0)
+"""Stands where the array to be made depends on M."""
 
 
 @dataclass(frozen=True)
@@ -138,9 +144,9 @@ class Duels:
 
     pair: Candidates
     """(M, 2): column 0 is shown first."""
-    query: np.ndarray = None  # type: ignore[assignment]
+    query: np.ndarray = field(default_factory=lambda: _NOT_GIVEN)
     """(M,) bool: True asks the oracle (and pays); False abstains. All True where not given."""
-    synthetic: np.ndarray = None  # type: ignore[assignment]
+    synthetic: np.ndarray = field(default_factory=lambda: _NOT_GIVEN)
     """(M,) float32: for an abstained pair the agent's own label, 1 where its first response wins, 0 where its second
     does; NaN where it has none. It never leaves the agent."""
     again: np.ndarray | None = None
@@ -150,9 +156,9 @@ class Duels:
         m, n = self.pair.shape
         if n != 2:
             raise ValueError(f"a duel is between 2 responses, got {n}")
-        if self.query is None:
+        if self.query is _NOT_GIVEN:
             object.__setattr__(self, "query", np.ones(m, bool))
-        if self.synthetic is None:
+        if self.synthetic is _NOT_GIVEN:
             object.__setattr__(self, "synthetic", np.full(m, np.nan, np.float32))
         if self.query.shape != (m,) or self.synthetic.shape != (m,):
             raise ValueError(f"query, synthetic: expected ({m},), got {self.query.shape}, {self.synthetic.shape}")

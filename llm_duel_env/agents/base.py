@@ -18,6 +18,8 @@ from llm_duel_env.tasks.base import TaskView
 from llm_duel_env.timing import Stopwatch
 from llm_duel_env.types import Duels, Metrics, Observation, Preferences
 
+Provenance = Literal["paper", "reconstructed", "ours"]
+
 FROM_ENVIRONMENT = frozenset({"reward"})
 """Needs that every environment can meet, whatever the task."""
 
@@ -36,7 +38,7 @@ class Agent(ABC):
     Config: ClassVar[type[AgentConfig]] = AgentConfig
     paper: ClassVar[str] = ""
     """Where the method was published."""
-    provenance: ClassVar[Literal["paper", "reconstructed", "ours"]] = "ours"
+    provenance: ClassVar[Provenance] = "ours"
     """Whether the file follows a paper's text, was rebuilt from notes, or is this project's own control."""
     needs: ClassVar[frozenset[str]] = frozenset()
     """What the method requires beyond duels: of the task a subset of {scores, ranking, editor, degrader,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
-from llm_duel_env.agents.base import Agent, AgentConfig
+from llm_duel_env.agents.base import Agent, AgentConfig, Provenance
 from llm_duel_env.agents.losses import direct_optimizer
 from llm_duel_env.tasks.base import TaskView
 from llm_duel_env.types import Duels, Metrics, Observation, Preferences
@@ -27,7 +28,7 @@ class OnlineDPO(Agent):
 
     Config = OnlineDPOConfig
     paper = "https://arxiv.org/abs/2402.04792"
-    provenance = "paper"
+    provenance: ClassVar[Provenance] = "paper"
     config: OnlineDPOConfig
 
     def __init__(self, task: TaskView, config: OnlineDPOConfig, *, seed: int, budget: int) -> None:

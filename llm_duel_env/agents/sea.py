@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from llm_duel_env.agents import selection
-from llm_duel_env.agents.base import Agent, AgentConfig
+from llm_duel_env.agents.base import Agent, AgentConfig, Provenance
 from llm_duel_env.agents.losses import direct_optimizer
 from llm_duel_env.agents.reward_models.ensemble import EnsembleConfig, EnsembleRewardModel
 from llm_duel_env.agents.reward_models.use import best_of, prompt_draws, winners_first
@@ -62,7 +63,7 @@ class SEA(Agent):
 
     Config = SEAConfig
     paper = "https://arxiv.org/abs/2411.01493"
-    provenance = "paper"
+    provenance: ClassVar[Provenance] = "paper"
     config: SEAConfig
 
     def __init__(self, task: TaskView, config: SEAConfig, *, seed: int, budget: int) -> None:

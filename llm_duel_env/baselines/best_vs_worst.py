@@ -12,7 +12,7 @@ from llm_duel_env.types import Observation
 class BestVersusWorst(SEA):
     """SEA whose duels are the candidate with the highest mean reward against the one with the lowest."""
 
-    provenance = "ours"  # type: ignore[assignment]
+    provenance = "ours"
 
     def choose(self, rewards: Tensor, identity: Tensor, observation: Observation) -> tuple[Tensor, Tensor]:
         """The extremes of the mean over members, (M,) and (M,); `opponent` and `uncertainty` play no part."""

@@ -31,7 +31,7 @@ class OnlineDPOEqualSteps(OnlineDPO):
     """Online DPO that learns from some rounds' pairs more than once."""
 
     Config = EqualStepsConfig
-    provenance = "ours"  # type: ignore[assignment]
+    provenance = "ours"
     config: EqualStepsConfig
 
     def __init__(self, task: TaskView, config: EqualStepsConfig, *, seed: int, budget: int) -> None:

@@ -81,7 +81,9 @@ class DuelFeatures(gymnasium.Wrapper):
             raise ValueError(f"expected a DuelEnv, got {env}")
         self.core = env.unwrapped.core
         self.observation_space = feature_space(env.observation_space)
-        self.candidates = int(self.core.task.response_space.n)  # type: ignore[attr-defined]
+        responses = self.core.task.response_space
+        assert isinstance(responses, spaces.Discrete)  # as on every finite task
+        self.candidates = int(responses.n)
         self.random_opponent = random_opponent
         self.action_space = action_space(self.candidates, random_opponent)
 

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -172,7 +173,7 @@ def _work(connection: Connection) -> None:
         folder.path.mkdir(parents=True, exist_ok=True)
         try:
             with (folder.path / "log.txt").open("a") as log:
-                run(config, resume=folder.begun, say=lambda line, log=log: print(line, file=log, flush=True))  # type: ignore[misc]
+                run(config, resume=folder.begun, say=partial(print, file=log, flush=True))
             answer = ""
         except (RunInterrupted, KeyboardInterrupt):
             answer = "stopped"

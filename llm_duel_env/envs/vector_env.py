@@ -79,7 +79,7 @@ class DuelVectorEnv(CoreEnv, VectorEnv):
         observation = self.core.task.observe(self.core.prompt_ids(self.num_envs))
         return {name: value if isinstance(value, np.ndarray) else tuple(value) for name, value in observation.items()}
 
-    def reset(  # type: ignore[override]
+    def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """Starts a run, of `seed` or, where it is None, of one drawn from the environment's generator.
@@ -96,9 +96,7 @@ class DuelVectorEnv(CoreEnv, VectorEnv):
         self.core.reset(int(self.np_random.integers(2**31)) if seed is None else seed)
         return self.observe(), {"query_count": np.full(self.num_envs, self.core.query_count)}
 
-    def step(  # type: ignore[override]
-        self, actions: dict[str, Any]
-    ) -> tuple[Observation, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(self, actions: dict[str, Any]) -> tuple[Observation, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Shows M pairs and returns the next M prompts, rewards, terminated, truncated and info.
 
         Raises:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -156,7 +156,7 @@ def shared_prefix_attention(
     rows, heads, t, size = query.shape
     groups, s = key.shape[1], key.shape[2]
     p = prefix_rows.prefix.mask.shape[1]
-    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    layer = cast(int, module.layer_idx)
     prompt_keys, prompt_values = prefix_rows.prefix.keys[layer], prefix_rows.prefix.values[layer]
     # Heads that share keys become further queries of the same keys: (R, groups, Q, size), Q = heads / groups * T.
     queries = query.reshape(rows, groups, heads // groups * t, size) * (size**-0.5 if scaling is None else scaling)
