@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal
 
 import numpy as np
@@ -38,10 +39,10 @@ class Feedback:
     def __post_init__(self) -> None:
         if self.kind not in ("bernoulli", "threshold"):
             raise ValueError(f"feedback: expected 'bernoulli' or 'threshold', got {self.kind!r}")
-        if not 0 <= self.flip_rate <= 1:
-            raise ValueError(f"flip_rate: expected 0 to 1, got {self.flip_rate}")
-        if not 0 <= self.tie_margin <= 0.5:
-            raise ValueError(f"tie_margin: expected 0 to 0.5, got {self.tie_margin}")
+        for name, most in (("flip_rate", 1), ("tie_margin", 0.5)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= most:
+                raise ValueError(f"{name}: expected a number from 0 to {most}, got {value!r}")
 
     def label(self, probability: np.ndarray, seed: int, numbers: np.ndarray) -> np.ndarray:
         """The labels of the queries with these numbers.

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 
@@ -45,10 +47,27 @@ def test_noise_is_keyed_by_seed_and_number_not_by_batch():
     assert (whole != feedback.label(p, 7, np.arange(1, 201))).any()
 
 
-@pytest.mark.parametrize("bad", [{"kind": "hard"}, {"flip_rate": 1.1}, {"flip_rate": -0.1}, {"tie_margin": 0.6}])
-def test_bad_settings_are_refused(bad):
-    with pytest.raises(ValueError, match="expected"):
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ({"kind": "hard"}, "feedback: expected 'bernoulli' or 'threshold', got 'hard'"),
+        ({"flip_rate": 1.1}, "flip_rate: expected a number from 0 to 1, got 1.1"),
+        ({"flip_rate": -0.1}, "flip_rate: expected a number from 0 to 1, got -0.1"),
+        ({"flip_rate": "a"}, "flip_rate: expected a number from 0 to 1, got 'a'"),
+        ({"flip_rate": None}, "flip_rate: expected a number from 0 to 1, got None"),
+        ({"flip_rate": True}, "flip_rate: expected a number from 0 to 1, got True"),
+        ({"flip_rate": float("nan")}, "flip_rate: expected a number from 0 to 1, got nan"),
+        ({"tie_margin": 0.6}, "tie_margin: expected a number from 0 to 0.5, got 0.6"),
+        ({"tie_margin": [0.1]}, r"tie_margin: expected a number from 0 to 0.5, got [0.1]"),
+    ],
+)
+def test_bad_settings_are_refused(bad, said):
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
         Feedback(**bad)
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert Feedback(flip_rate=np.float32(0.5), tie_margin=np.int64(0)).flip_rate == 0.5
 
 
 def test_shapes_must_agree():
