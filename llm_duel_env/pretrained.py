@@ -1,7 +1,8 @@
-"""What is said where a pretrained model cannot be had."""
+"""Where pretrained models come from: what is said where one cannot be had, and which version of one it is."""
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,3 +21,14 @@ def loading(model: str | os.PathLike[str], what: str = "model") -> Iterator[None
         reason = str(error).strip().split("\n")[0]
         wanted = "expected a folder with one, or its name on the hub"
         raise ValueError(f"cannot load {what} {str(model)!r}: {wanted} ({reason})") from error
+
+
+@functools.cache
+def hub_commit(name: str) -> str | None:
+    """The commit that a hub name stands for, 40 hex digits; None where the hub and its cache tell none."""
+    from transformers import AutoConfig  # heavy
+
+    try:
+        return getattr(AutoConfig.from_pretrained(name, trust_remote_code=False), "_commit_hash", None)
+    except (OSError, ValueError):  # no such name, no network, or no configuration
+        return None

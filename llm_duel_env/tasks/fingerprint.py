@@ -44,6 +44,13 @@ def once(method: Callable[[Any], str]) -> Callable[[Any], str]:
 
 
 def _of_file(path: Path) -> str:
+    state = path.stat()
+    return _read(path.resolve(), state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+
+
+@functools.lru_cache(maxsize=4096)
+def _read(path: Path, *_state: int) -> str:
+    """SHA-256 of a file's bytes; once per process while size and times stay, as every run of a sweep asks for it."""
     found = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):

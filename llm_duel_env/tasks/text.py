@@ -10,6 +10,8 @@ import numpy as np
 from gymnasium import spaces
 
 from llm_duel_env.oracles.base import Oracle
+from llm_duel_env.oracles.catalogue import check_oracle, make_oracle
+from llm_duel_env.pretrained import hub_commit
 from llm_duel_env.randomness import generator
 from llm_duel_env.spaces import Utf8Text
 from llm_duel_env.tasks.base import Task, TaskView
@@ -28,7 +30,8 @@ class Text(Task):
 
     Args:
         model: folder or hub name of the supervised policy.
-        oracle: ``reward_model:NAME`` with the folder or hub name of a reward model, or an `Oracle`.
+        oracle: ``reward_model:NAME`` with the folder or hub name of a reward model, ``remote:URL``, ``pairwise:NAME``,
+            ``judge:MODEL``, ``human``, or an `Oracle`; see `llm_duel_env.oracles.catalogue`.
         oracle_kwargs: further arguments of the oracle that a spec names.
         preset: tldr, ultrafeedback, hh_rlhf or shp2: the data set's schema, its hub name and its split.
         prompts: JSONL file or hub data set; None takes the preset's hub data set.
@@ -75,7 +78,9 @@ class Text(Task):
     ) -> None:
         if preset is not None and preset not in PRESETS:
             raise ValueError(f"preset: expected one of {sorted(PRESETS)}, got {preset!r}")
-        if preset is None and prompts is None:
+        schema = PRESETS[preset] if preset is not None else None
+        source = prompts if prompts is not None or schema is None else schema.hub
+        if source is None:
             raise ValueError("expected prompts (a JSONL file or a hub data set) or a preset, got neither")
         if "{prompt}" not in template:
             raise ValueError(f"template: expected {{prompt}} in it, got {template!r}")
@@ -95,14 +100,12 @@ class Text(Task):
         if looks_like_a_folder(model) and not Path(model).expanduser().is_dir():
             raise FileNotFoundError(f"model: expected a model's folder or a hub name, got {model!r}: no such folder")
         self.feedback = feedback
+        self._judge = oracle
         self.model, self.max_prompt_tokens, self.max_new_tokens = model, max_prompt_tokens, max_new_tokens
-        self._judge = type(oracle).__name__ if isinstance(oracle, Oracle) else oracle.partition(":")[2]
-        schema = PRESETS[preset] if preset is not None else None
         read = (
             schema.read if schema else columns(prompt_column, [reference_column] if reference_column else [], template)
         )
         split = split or (schema.split if schema else "train")
-        source = prompts if prompts is not None else schema.hub  # type: ignore[union-attr]
         rows = read_prompts(load_rows(source, split), read, source, limit)
         if isinstance(heldout, str):
             held = read_prompts(load_rows(heldout, heldout_split or split), read, heldout)
@@ -139,10 +142,12 @@ class Text(Task):
 
     @once
     def fingerprint(self) -> str:
-        """Of the prompts, their references, and the policy and the oracle (the files of a folder, else their names)."""
+        """Of the prompts, their references, and the policy and the oracle: of a folder its files, of a hub model its
+        name and commit, of an `Oracle` its class's name."""
         rows = json.dumps([(row.prompt, row.reference) for row in self._rows])
-        models = [Path(name) if Path(name).is_dir() else name for name in (self.model, self._judge)]
-        return digest(self.name, rows, str(self.train_prompts), *models)
+        judge = self._judge
+        known = type(judge).__name__ if isinstance(judge, Oracle) else _weights(judge.partition(":")[2])
+        return digest(self.name, rows, str(self.train_prompts), _weights(self.model), known)
 
     def view(self) -> TaskView:
         """Spaces, training prompts and the supervised policy."""
@@ -158,6 +163,14 @@ class Text(Task):
             max_new_tokens=self.max_new_tokens,
             provides=self.oracle_tells,
         )
+
+
+def _weights(model: str) -> str | Path:
+    """What `digest` knows a model by: its folder, or its name on the hub with the commit, where that is to be had."""
+    if Path(model).is_dir():
+        return Path(model)
+    commit = hub_commit(model)
+    return f"{model}@{commit}" if commit else model
 
 
 def as_texts(texts: list) -> np.ndarray:
@@ -188,29 +201,3 @@ def _check_count(name: str, value: object) -> None:
 def looks_like_a_folder(name: str) -> bool:
     """A hub name is ``name`` or ``owner/name``; what begins like a path or goes deeper is a folder."""
     return name.startswith((".", "/", "~")) or name.count("/") > 1
-
-
-def check_oracle(spec: str | Oracle, kwargs: dict[str, Any] | None) -> None:
-    """ValueError where `make_oracle` would refuse what it is given, before anything is loaded."""
-    if isinstance(spec, Oracle):
-        if kwargs:
-            raise ValueError(f"oracle_kwargs go with an oracle's spec, but an oracle was given: {kwargs}")
-        return
-    kind, _, name = str(spec).partition(":")
-    if kind != "reward_model" or not name:
-        raise ValueError(f"oracle: expected 'reward_model:FOLDER_OR_HUB_NAME' or an Oracle, got {spec!r}")
-
-
-def make_oracle(spec: str | Oracle, kwargs: dict[str, Any] | None = None) -> Oracle:
-    """The oracle that a spec names: ``reward_model:NAME``. An `Oracle` is taken as it is.
-
-    Raises:
-        ValueError: another kind of spec, or arguments for an oracle that exists already.
-    """
-    check_oracle(spec, kwargs)
-    if isinstance(spec, Oracle):
-        return spec
-    name = spec.partition(":")[2]
-    from llm_duel_env.oracles.reward_model import RewardModelOracle
-
-    return RewardModelOracle(name, **(kwargs or {}))

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -264,3 +264,47 @@ def test_heldout_prompts_of_the_hub_have_their_own_split(monkeypatch):
     assert (calls, task.train_prompts, task.heldout_prompts) == (["train", "test"], 5, 5)
     with pytest.raises(ValueError, match="heldout_split goes with a data set"):
         make(prompts="someone/prompts", heldout=2, heldout_split="test")
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"p{n}"}) + "\n" for n in range(6)))
+    return str(path)
+
+
+def test_the_fingerprint_is_of_the_files_of_a_models_folder(tmp_path, prompts):
+    def taken(folder):
+        return Text(str(tmp_path / folder), ORACLE, prompts=prompts, heldout=2).fingerprint()
+
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "config.json").write_text("{}")
+        (tmp_path / folder / "model.safetensors").write_bytes(b"weights")
+    before = taken("a")
+    assert taken("a") == before == taken("b")  # of what is in it, not of its name
+    (tmp_path / "b" / "model.safetensors").write_bytes(b"trained")  # as many bytes
+    trained = taken("b")
+    (tmp_path / "a" / "config.json").write_text('{"x": 1}')
+    assert len({before, trained, taken("a")}) == 3
+
+
+def test_the_fingerprint_knows_the_commit_of_a_hub_model(tmp_path, prompts, monkeypatch):
+    from transformers import AutoConfig
+
+    from llm_duel_env import pretrained
+
+    def fingerprint(commit):
+        def resolve(name, **kwargs):
+            assert name == "owner/model"
+            if commit is None:
+                raise OSError("no network")
+            return SimpleNamespace(_commit_hash=commit)
+
+        pretrained.hub_commit.cache_clear()
+        monkeypatch.setattr(AutoConfig, "from_pretrained", resolve)
+        return Text("owner/model", ORACLE, prompts=prompts, heldout=2).fingerprint()
+
+    assert fingerprint("a" * 40) == fingerprint("a" * 40)
+    assert len({fingerprint("a" * 40), fingerprint("b" * 40), fingerprint(None)}) == 3
+    pretrained.hub_commit.cache_clear()
