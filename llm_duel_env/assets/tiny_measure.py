@@ -97,6 +97,7 @@ def measure_policy(
     texts = sample(policy, tokenizer, prompts, 64, seed)
     utilities = np.array([[language.utility(p, t) for t in row] for p, row in zip(prompts, texts, strict=True)])
     best = np.array([language.optimum(p)[1] for p in prompts])
+    distinct = np.array([len(set(row[:20])) for row in texts])
     stated = right = 0
     for prompt, row in zip(prompts, texts, strict=True):
         for text in row[:16]:
@@ -112,7 +113,8 @@ def measure_policy(
         "utility_std_within_prompt": float(utilities.std(1).mean()),
         "best_of_64_reaches_90_percent": float((utilities.max(1) >= 0.9 * best).mean()),
         "mean_best_of_64": float(utilities.max(1).mean()),
-        "distinct_of_20": float(np.mean([len(set(row[:20])) for row in texts])),
+        "distinct_of_20": float(distinct.mean()),
+        "prompts_with_10_distinct_of_20": float((distinct >= 10).mean()),
         "prompts_measured": len(prompts),
     }
     greedy = sample(policy, tokenizer, prompts, 1, seed, temperature=0.0)
