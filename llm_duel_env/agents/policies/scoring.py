@@ -1,19 +1,21 @@
 """Log-probabilities and hidden states of given responses (teacher forcing), with or without gradient.
 
 Each prompt is run once and its responses attend to it (`shared_prefix`); responses run in chunks of like length, and
-logits exist at response positions only. Models that the shared prefix does not fit run with their prompts copied.
+logits exist at response positions only, where they are many for some positions at a time (`output_layer`). Models that
+the shared prefix does not fit run with their prompts copied.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from llm_duel_env.agents.policies import output_layer
 from llm_duel_env.agents.policies.shared_prefix import Prefix, PrefixRows, attending, pad_left, prefill
 
 LOGITS = 1 << 26
@@ -33,6 +35,8 @@ def log_probs(
     lengths: Tensor,
     *,
     share_prefix: bool = True,
+    linear_head: bool = False,
+    one_call: bool = False,
     per_token: bool = False,
 ) -> Tensor:
     """Log-probability of each response at temperature 1: summed over its tokens (EOS included), or token by token.
@@ -43,29 +47,49 @@ def log_probs(
         tokens: (M, N, T) response ids on the model's device.
         lengths: (M, N), at least 1.
         share_prefix: whether `shared_prefix.works` for this model.
+        linear_head: whether `output_layer.is_linear` for this model: what bounds the memory of logits.
+        one_call: run everything in one call of the model, with prompts copied. The modules then run in the same order
+            whatever the lengths, which ZeRO 3 wants of its ranks and gradient checkpointing of the model.
         per_token: whether the tokens stay apart.
 
     Returns:
         (M, N) float32, or, per token, (M, N, T), 0 behind a response's end; with gradient where it is enabled.
     """
     vocabulary = model.config.get_text_config().vocab_size
+    share_prefix = share_prefix and not one_call
+    # Where logits are few there is nothing to save, and making them once is faster than making them twice.
+    sparing = linear_head and (one_call or int(lengths.sum()) * vocabulary > output_layer.CHUNK)
+    made = output_layer.hidden_states_only if sparing else _logits_made
 
     def score(prompts: Prompts, prompt: Tensor, rows: Iterator[Tensor], ids: Tensor, ends: Tensor) -> Iterator[Tensor]:
-        prefix = prefill(model, prompts) if share_prefix else None
+        prefix, first = None, ids.new_empty(0)
+        if share_prefix:
+            with made(model) as of_prompts:
+                prefix = prefill(model, prompts)
+            first = of_prompts[0][:, -1] if sparing else prefix.logits
         for chunk in rows:
             width = int(ends[chunk].max())
             y = ids[chunk, :width]
-            if prefix is None:
-                logits = _plain(model, prompts, prompt[chunk], y, width + 1).logits[:, :-1]
-            else:
-                logits = prefix.logits[prompt[chunk], None]
-                if width > 1:
-                    logits = torch.cat([logits, _shared(model, prefix, prompt[chunk], y[:, :-1])(model).logits], dim=1)
+            # Logits, or the hidden states that they would be made of.
+            with made(model) as outputs:
+                if prefix is None:
+                    result = _plain(model, prompts, prompt[chunk], y, width + 1).logits
+                    values = (outputs[0] if sparing else result)[:, :-1]
+                else:
+                    values = first[prompt[chunk], None]
+                    if width > 1:
+                        result = _shared(model, prefix, prompt[chunk], y[:, :-1])(model).logits
+                        values = torch.cat([values, outputs[0] if sparing else result], dim=1)
             inside = torch.arange(width, device=y.device) < ends[chunk, None]
-            picked = torch.where(inside, _picked(logits, y), 0.0)
+            if sparing:
+                picked = output_layer.answer(model, values[inside], y[inside])
+                picked = picked.new_zeros(y.shape).masked_scatter(inside, picked)
+            else:
+                picked = torch.where(inside, _picked(values, y), 0.0)
             yield nn.functional.pad(picked, (0, ids.shape[1] - width)) if per_token else picked.sum(1)
 
-    return _by_chunks(score, prompts, tokens, lengths, min(TOKENS, max(LOGITS // vocabulary, 1)))
+    most = None if one_call else min(TOKENS, TOKENS if sparing else max(LOGITS // vocabulary, 1))
+    return _by_chunks(score, prompts, tokens, lengths, most)
 
 
 @torch.no_grad()
@@ -104,6 +128,11 @@ def features(
             yield torch.cat([mean, total, total / length, least, length.float()], dim=-1)
 
     return _by_chunks(score, prompts, tokens, lengths, min(TOKENS, max(LOGITS // vocabulary, 1)))
+
+
+def _logits_made(model: PreTrainedModel) -> AbstractContextManager[list[Tensor]]:
+    """Nothing is changed within the block: the model makes its logits."""
+    return nullcontext([])
 
 
 def _picked(logits: Tensor, tokens: Tensor) -> Tensor:
@@ -147,8 +176,9 @@ def _plain(part: nn.Module, prompts: Prompts, prompt: Tensor, ids: Tensor, keep:
     return part(input_ids=whole, attention_mask=mask, position_ids=positions, use_cache=False, **kept)
 
 
-def _by_chunks(score: Callable, prompts: Prompts, tokens: Tensor, lengths: Tensor, most: int) -> Tensor:
-    """Calls `score` on groups of prompts, with the rows of each in chunks of like length, and puts results in order."""
+def _by_chunks(score: Callable, prompts: Prompts, tokens: Tensor, lengths: Tensor, most: int | None) -> Tensor:
+    """Calls `score` on groups of prompts, with the rows of each in chunks of like length, and puts results in order.
+    All in one group and one chunk where `most` (see `_chunks`) is None."""
     m, n, t = tokens.shape
     if len(prompts) != m or lengths.shape != (m, n):
         got = f"{len(prompts)} prompts and lengths {tuple(lengths.shape)}"
@@ -157,13 +187,13 @@ def _by_chunks(score: Callable, prompts: Prompts, tokens: Tensor, lengths: Tenso
         raise ValueError(f"lengths: expected 1 to {t}, got {int(lengths.min())} to {int(lengths.max())}")
     longest = max(len(prompt) for prompt in prompts)
     # With a gradient the caller's microbatch bounds memory, and a prompt's keys are used by one backward pass.
-    group = m if torch.is_grad_enabled() else max(PROMPT_TOKENS // longest, 1)
+    group = m if torch.is_grad_enabled() or most is None else max(PROMPT_TOKENS // longest, 1)
     results = []
     for start in range(0, m, group):
         part = tokens[start : start + group]
         ids, ends = part.flatten(0, 1), lengths[start : start + group].flatten()
         prompt = torch.arange(len(part), device=ids.device).repeat_interleave(n)
-        chunks = list(_chunks(ends, most))
+        chunks = [torch.arange(len(ends), device=ids.device)] if most is None else list(_chunks(ends, most))
         values = list(score(prompts[start : start + group], prompt, iter(chunks), ids, ends))
         order = torch.cat(chunks)
         results.append(torch.cat(values)[torch.argsort(order)].unflatten(0, (len(part), n)))
