@@ -7,8 +7,14 @@ from llm_duel_env.tasks.base import TaskView
 
 
 def make_policy(task: TaskView, config: PolicyConfig, *, seed: int) -> Policy:
-    """The policy that fits a task: a softmax over candidates on finite tasks, a causal language model on text tasks."""
+    """The policy that fits a task: a softmax over candidates on finite tasks, a causal language model on text tasks.
+
+    Raises:
+        ValueError: see the two policies; or a sampler of language models is chosen for a finite task.
+    """
     if task.kind == "finite":
+        if config.sampler != "torch":
+            raise ValueError(f"policy.sampler={config.sampler} is for text; {task.name} has finite candidates")
         from llm_duel_env.agents.policies.candidate import CandidatePolicy
 
         return CandidatePolicy(task, config, seed=seed)

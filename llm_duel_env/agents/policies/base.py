@@ -40,6 +40,11 @@ class PolicyConfig:
     """Pairs per forward and backward pass; gradients accumulate over a batch. Changes memory and time, not results."""
     temperature: float = 0.7
     """Sampling temperature for duels (paper: 0.7)."""
+    sampler: str = "torch"
+    """What samples (language models): torch, in this process; or vllm, the extra `vllm`, for the policy's own responses
+    (reference responses and mixtures stay with torch). The released code samples with vLLM."""
+    sampler_memory: float = 0.3
+    """Share of a GPU's memory for vLLM's weights and cache; given back while the policy learns."""
     encoder: str = "policy"
     """Whose frozen features `embed` gives (language models): policy, the supervised policy's own; task, the encoder
     that the task offers; or a model folder with the same tokenizer (paper: PairRM, trained to compare responses)."""
@@ -52,6 +57,10 @@ class PolicyConfig:
             most = float("inf") if name != "grad_clip" else None  # an infinite grad_clip clips nothing
             if not getattr(self, name) > 0 or getattr(self, name) == most:
                 raise ValueError(f"policy.{name}: expected a finite positive number, got {getattr(self, name)}")
+        if self.sampler not in ("torch", "vllm"):
+            raise ValueError(f"policy.sampler: expected torch or vllm, got {self.sampler!r}")
+        if not 0 < self.sampler_memory < 1:
+            raise ValueError(f"policy.sampler_memory: expected a share in (0, 1), got {self.sampler_memory}")
         if not 0 <= self.final_learning_rate <= 1:
             got = self.final_learning_rate
             raise ValueError(f"policy.final_learning_rate: expected a share of the peak in [0, 1], got {got}")

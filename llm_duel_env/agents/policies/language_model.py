@@ -20,8 +20,10 @@ from llm_duel_env.agents.policies.learners.lesson import prepare
 from llm_duel_env.agents.policies.learners.loop import train
 from llm_duel_env.agents.policies.learners.torch_learner import TorchLearner
 from llm_duel_env.agents.policies.response_embedding import mean_hidden_states
-from llm_duel_env.agents.policies.samplers.torch_sampler import keyed_uniforms, sample_tokens
-from llm_duel_env.agents.policies.scoring import log_probs
+from llm_duel_env.agents.policies.samplers.base import Sampler, weights
+from llm_duel_env.agents.policies.samplers.torch_sampler import TorchSampler
+from llm_duel_env.agents.policies.samplers.vllm_sampler import VLLMSampler
+from llm_duel_env.agents.policies.scoring import Prompts, log_probs
 from llm_duel_env.agents.policies.shared_prefix import works
 from llm_duel_env.agents.policies.tokens import Tokens, end_tokens
 from llm_duel_env.quiet import no_progress_bars
@@ -30,10 +32,6 @@ from llm_duel_env.tasks.base import TaskView
 from llm_duel_env.timing import Stopwatch
 from llm_duel_env.types import Candidates, Metrics, Observation, batch_size
 
-SAMPLE_ROWS = 2048
-"""Responses sampled at a time, at most."""
-SAMPLE_LOGITS = 1 << 27
-"""Logits of one step of sampling, at most; fewer responses at a time where the vocabulary is large."""
 FEATURE_PROMPTS, FEATURE_SAMPLES = 64, 4
 """Training prompts, and the encoder's samples for each, that the features are standardised on."""
 
@@ -90,6 +88,7 @@ class LanguageModelPolicy(Policy):
             self.embedder = FrozenEncoder(other, self.precision, self._can_share_prefix(other))
         self.feature_size = self.embedder.feature_size
         self.learner = TorchLearner(self.model, config)
+        self.vllm = self._make_vllm(task.model) if config.sampler == "vllm" else None
         self.generated_tokens = 0
         """Tokens of all responses that `sample` gave; greedy decoding and diagnosis are not counted."""
         self.clock = Stopwatch()
@@ -162,31 +161,43 @@ class LanguageModelPolicy(Policy):
         the model and, with weight `mixture`, the reference."""
         if n < 1 or (temperature is not None and not temperature > 0):
             raise ValueError(f"expected n >= 1 and a positive temperature, got {n} and {temperature}")
-        prompts = self._prompts(observation)
-        limit = self.tokens.max_new_tokens
-        vocabulary = int(model.config.get_text_config().vocab_size)
-        group = max(min(SAMPLE_ROWS, SAMPLE_LOGITS // vocabulary) // n, 1)
-        uniform = None if stream is None else keyed_uniforms(stream, observation["prompt_id"], n, limit)
-        parts = []
-        for start in range(0, len(prompts), group):
-            draws = None if uniform is None else torch.from_numpy(uniform[start : start + group]).to(self.device)
-            with self.precision():
-                sampled = sample_tokens(
-                    model,
-                    prompts[start : start + group],
-                    draws,
-                    n=n,
-                    max_new_tokens=limit,
-                    eos=sorted(self.tokens.eos),
-                    temperature=temperature or 1.0,
-                    share_prefix=self.share_prefix,
-                    other=self.reference if mixture else None,
-                    mixture=mixture,
-                )
-            parts.append([part.cpu().numpy() for part in sampled])
-        lengths = np.concatenate([part[1] for part in parts])
-        tokens = np.concatenate([part[0] for part in parts])[:, :, : int(lengths.max())]
-        return Candidates(observation, self.tokens.decode(tokens, lengths), tokens, lengths)
+        sampled = self._sampler(model, mixture).sample(
+            self._prompts(observation), observation["prompt_id"], stream, n=n, temperature=temperature or 1.0
+        )
+        texts = self.tokens.decode(sampled.tokens, sampled.lengths)
+        return Candidates(observation, texts, sampled.tokens, sampled.lengths)
+
+    def _sampler(self, model: PreTrainedModel, mixture: float) -> Sampler:
+        """vLLM's engine holds the policy alone: what is drawn from another model, or from a mixture, torch draws."""
+        if self.vllm is not None and model is self.model and not mixture:
+            return self.vllm
+        return TorchSampler(
+            model,
+            eos=sorted(self.tokens.eos),
+            max_new_tokens=self.tokens.max_new_tokens,
+            share_prefix=self.share_prefix,
+            precision=self.precision,
+            other=self.reference if mixture else None,
+            mixture=mixture,
+        )
+
+    def _make_vllm(self, model: str) -> VLLMSampler:
+        def score(prompts: Prompts, tokens: np.ndarray, lengths: np.ndarray) -> Tensor:
+            ids, ends = torch.from_numpy(tokens).to(self.device), torch.from_numpy(lengths).to(self.device)
+            with torch.no_grad(), self.precision():
+                return log_probs(self.model, prompts, ids, ends, share_prefix=self.share_prefix)
+
+        return VLLMSampler(
+            model,
+            partial(weights, self.model),
+            score,
+            eos=sorted(self.tokens.eos),
+            max_prompt_tokens=self.tokens.max_prompt_tokens,
+            max_new_tokens=self.tokens.max_new_tokens,
+            device=self.device,
+            bf16=self.bf16,
+            memory=self.config.sampler_memory,
+        )
 
     def _prompts(self, observation: Observation) -> list[tuple[int, ...]]:
         if "prompt" not in observation or batch_size(observation) == 0:
@@ -248,6 +259,8 @@ class LanguageModelPolicy(Policy):
         """See `Policy.learn`."""
         lesson = prepare(loss, ranked, scores, bonus, self._reference_score)
         rng, score = generator(self.seed, *key), partial(self._score, self.model)
+        if self.vllm is not None:
+            self.vllm.rest()
         with self.clock("learn"):
             return train(self.learner, loss, lesson, score, config=self.config, progress=progress, rng=rng)
 
@@ -279,6 +292,8 @@ class LanguageModelPolicy(Policy):
         """See `Policy.reset`."""
         self.model.load_state_dict(self.encoder.state_dict())
         self.learner.reset()
+        if self.vllm is not None:
+            self.vllm.invalidate()
 
     @no_progress_bars()
     def save(self, folder: Path) -> None:
@@ -310,3 +325,5 @@ class LanguageModelPolicy(Policy):
         self.embedder.load(folder)
         self.generated_tokens = state["generated_tokens"]
         self.clock.seconds = dict(state["seconds"])
+        if self.vllm is not None:
+            self.vllm.invalidate()

@@ -79,7 +79,7 @@ def test_draws_follow_seed_key_and_prompt_only(policy, model_folder):
 
 def test_large_batches_are_cut_without_changing_draws(policy, monkeypatch):
     whole = policy.sample(fixtures.observe(IDS), 4, ("a",))
-    monkeypatch.setattr("llm_duel_env.agents.policies.language_model.SAMPLE_ROWS", 8)
+    monkeypatch.setattr("llm_duel_env.agents.policies.samplers.torch_sampler.ROWS", 8)
     assert same_candidates(whole, policy.sample(fixtures.observe(IDS), 4, ("a",)))
 
 

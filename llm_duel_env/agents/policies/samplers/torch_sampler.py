@@ -8,7 +8,8 @@ other responses have ended.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import numpy as np
@@ -16,11 +17,80 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from llm_duel_env.agents.policies.samplers.base import Sampled
 from llm_duel_env.agents.policies.shared_prefix import PrefixRows, ResponseCache, attending, pad_left, prefill
 from llm_duel_env.randomness import generator
 
 RETIRE = 0.25
 """Finished rows are taken out of the batch once they are this share of it."""
+ROWS = 2048
+"""Responses sampled at a time, at most."""
+LOGITS = 1 << 27
+"""Logits of one step of sampling, at most; fewer responses at a time where the vocabulary is large."""
+
+
+class TorchSampler:
+    """Draws from a transformers model, or from a mixture of two: a `Sampler`.
+
+    Args:
+        model: a causal language model in eval mode.
+        eos: ids that end a response, kept as its last token.
+        max_new_tokens: longest response, EOS included.
+        share_prefix: whether `shared_prefix.works` for it.
+        precision: makes the context in which its matrix products run.
+        other: a second model with the same tokens, for a mixture; see `sample_tokens`.
+        mixture: its weight in [0, 1].
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        eos: Sequence[int],
+        max_new_tokens: int,
+        share_prefix: bool = True,
+        precision: Callable[[], AbstractContextManager] = nullcontext,
+        other: PreTrainedModel | None = None,
+        mixture: float = 0.0,
+    ) -> None:
+        self.model, self.eos, self.limit = model, sorted(eos), max_new_tokens
+        self.share_prefix, self.precision = share_prefix, precision
+        self.other, self.mixture = other, mixture
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        prompt_ids: np.ndarray,
+        stream: tuple | None,
+        *,
+        n: int,
+        temperature: float = 1.0,
+    ) -> Sampled:
+        """See `Sampler.sample`. No log-probs are told."""
+        vocabulary = int(self.model.config.get_text_config().vocab_size)
+        group = max(min(ROWS, LOGITS // vocabulary) // n, 1)
+        uniform = None if stream is None else keyed_uniforms(stream, prompt_ids, n, self.limit)
+        parts = []
+        for start in range(0, len(prompts), group):
+            draws = None
+            if uniform is not None:
+                draws = torch.from_numpy(uniform[start : start + group]).to(self.model.device)
+            with self.precision():
+                sampled = sample_tokens(
+                    self.model,
+                    prompts[start : start + group],
+                    draws,
+                    n=n,
+                    max_new_tokens=self.limit,
+                    eos=self.eos,
+                    temperature=temperature,
+                    share_prefix=self.share_prefix,
+                    other=self.other,
+                    mixture=self.mixture,
+                )
+            parts.append([part.cpu().numpy() for part in sampled])
+        lengths = np.concatenate([part[1] for part in parts])
+        return Sampled(np.concatenate([part[0] for part in parts])[:, :, : int(lengths.max())], lengths)
 
 
 def keyed_uniforms(stream: tuple, prompt_ids: np.ndarray, n: int, tokens: int) -> np.ndarray:
