@@ -35,7 +35,7 @@ An agent shows two responses to a prompt, an oracle says which is better, and ev
 def main(arguments: list[str] | None = None) -> None:
     """Entry point. Exit codes: 0 done, 1 a run broke, 2 the command cannot be carried out as given, 130 interrupted."""
     told = tyro.cli(
-        Run | Bench | Board | Leaderboard | Export | List | Demo,
+        Run | Bench | Board | Leaderboard | Export | List | Demo | ServeOracle,
         prog="llm-duel",
         description=DESCRIPTION,
         args=arguments,

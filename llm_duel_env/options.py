@@ -136,3 +136,46 @@ class Demo:
     """Where runs, tables and figures go."""
     jobs: Annotated[int | None, _told("INT")] = None
     """Processes, each with one thread (default: as many as there are cores)."""
+
+
+@dataclass
+class ServeOracle:
+    """Serves a reward model to runs on this machine, or, with a token, on others. Stops on Ctrl-C.
+
+    Needs the extra: pip install 'llm-duel-env[serve]'
+
+    Example: llm-duel serve-oracle path/to/reward_model --port 8765
+    """
+
+    model: tyro.conf.Positional[str]
+    """Folder or hub name of a reward model."""
+    host: str = "127.0.0.1"
+    """Address to listen on: 127.0.0.1, or 0.0.0.0 or :: for all, which needs --token-env."""
+    port: int = 8765
+    """Port to listen on."""
+    token_env: Annotated[str | None, _told("NAME")] = None
+    """Environment variable with the token that every request must bring."""
+    name: str = ""
+    """Name of the model in answers (default: the folder's)."""
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    """What the model runs on."""
+    devices: Annotated[int | None, _told("INT")] = None
+    """Devices, each with a copy of the model (default: all GPUs)."""
+    workers_per_device: int = 1
+    """Copies of the model per device."""
+    max_batch: int = 16
+    """Requests that go through the model together."""
+    batch_wait: float = 0.01
+    """Seconds that a request waits for others to go with."""
+    timeout: float = 120.0
+    """Seconds after which a request that still waits is sent away."""
+    max_request_bytes: int = 8 * 2**20
+    """A longer request is refused."""
+    max_texts: int = 256
+    """A request of more texts is refused."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of the weights."""
+    batch_tokens: int = 16384
+    """The most tokens of a forward pass."""
+    text_template: Annotated[str | None, _told("TEXT")] = None
+    """Text with {prompt} and {response} (default: the tokenizer's chat template)."""

@@ -145,6 +145,7 @@ class JsonClient:
             headers=self._headers(),
             timeout=timeout,
             limits=limits,
+            verify=self.url.startswith("https:"),  # certificates are read for nothing otherwise
             trust_env=not is_loopback(urlsplit(self.url).hostname or ""),  # no proxy leads to this machine
         )
         self._client = stack.enter_context(self._portal.wrap_async_context_manager(client))

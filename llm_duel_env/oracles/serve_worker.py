@@ -1,0 +1,74 @@
+"""What a worker of the server does with a batch of requests. Imported only where LitServe is installed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import litserve
+import numpy as np
+
+from llm_duel_env.oracles.base import OracleError
+from llm_duel_env.oracles.scored import Text
+
+if TYPE_CHECKING:
+    from llm_duel_env.oracles.serve import ServerSettings
+
+Scores = list[float | None]
+
+
+class ScoreAPI(litserve.LitAPI):
+    """Scores the texts of several requests together. Requests were checked before (`serve.Gate`)."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        super().__init__(max_batch_size=settings.max_batch, batch_timeout=settings.batch_wait, api_path="/score")
+        self.settings = settings
+
+    def setup(self, device: Any) -> None:
+        """Loads the model onto this worker's device."""
+        from llm_duel_env.oracles.reward_model import RewardModelOracle
+
+        settings = self.settings
+        self.oracle = RewardModelOracle(
+            settings.model,
+            device=str(device),
+            dtype=settings.dtype,
+            batch_tokens=settings.batch_tokens,
+            text_template=settings.text_template,
+        )
+
+    def decode_request(self, request: Any, **_: Any) -> list[Text]:
+        """The texts of one request."""
+        return [(text["prompt"], text["response"]) for text in request["texts"]]
+
+    def batch(self, inputs: list[list[Text]]) -> list[list[Text]]:
+        """Requests as they came: `predict` takes them together."""
+        return inputs
+
+    def predict(self, x: Any, **_: Any) -> list[Scores]:
+        """The scores of each request's texts; where max_batch is 1, LitServe gives and takes one request alone."""
+        if self.settings.max_batch == 1:
+            return self._score([x])[0]  # type: ignore[return-value]
+        return self._score(x)
+
+    def unbatch(self, output: list[Scores]) -> list[Scores]:
+        """One entry per request."""
+        return output
+
+    def encode_response(self, output: Scores, **_: Any) -> dict[str, Any]:
+        """What one request is answered."""
+        return {"model": self.settings.served_name, "scores": output}
+
+    def _score(self, requests: list[list[Text]]) -> list[Scores]:
+        texts = list(dict.fromkeys(text for request in requests for text in request))
+        try:
+            scores = dict(zip(texts, _finite(self.oracle.score(texts))))
+        except OracleError:
+            if len(texts) > 1:  # the text that cannot be scored must not spoil the others
+                scores = {text: self._score([[text]])[0][0] for text in texts}
+            else:
+                scores = {texts[0]: None}
+        return [[scores[text] for text in request] for request in requests]
+
+
+def _finite(scores: np.ndarray) -> Scores:
+    return [float(score) if np.isfinite(score) else None for score in scores]
