@@ -1,21 +1,18 @@
 """An agent in one file: it keeps a score per feature, and shows the two candidates that it likes best.
 
-    python examples/my_first_agent.py
-
-An agent sees observations and preferences, nothing else. To play it with `llm-duel run --agent my_agent`, register the
-class in your package's ``pyproject.toml``: ``[project.entry-points."llm_duel_env.agents"]``.
+Run it with ``python examples/my_first_agent.py``. An agent sees observations and preferences, nothing else. To play it
+with `llm-duel run --agent my_agent`, register the class in your package's ``pyproject.toml``:
+``[project.entry-points."llm_duel_env.agents"]``.
 """
 
 import gymnasium
 import numpy as np
 
-import llm_duel_env  # noqa: F401  registers the duel/ environments
-from llm_duel_env.agents.base import Agent
+from llm_duel_env.agents.base import Agent  # any import of the package registers the duel/ environments
 from llm_duel_env.randomness import generator
 from llm_duel_env.types import Candidates, Duels, Metrics, Observation, Preferences
 
-QUERIES, BATCH = 300, 10
-WORLD = {"candidates": 16, "train_prompts": 500, "heldout_prompts": 200}
+QUERIES, BATCH, WORLD = 300, 10, {"candidates": 16, "train_prompts": 500, "heldout_prompts": 200}
 
 
 class LinearDuelist(Agent):
@@ -35,16 +32,14 @@ class LinearDuelist(Agent):
     def act(self, observation: Observation) -> Duels:
         """The best two by a slightly shaken score, so that the agent explores."""
         score = self.features(observation) @ self.weights
-        score = score + 0.3 * generator(self.seed, "act", self.round).standard_normal(score.shape)
-        best = np.argsort(-score, axis=1)
-        return Candidates(observation, best[:, :2]).first_two()
+        score += 0.3 * generator(self.seed, "act", self.round).standard_normal(score.shape)
+        return Candidates(observation, np.argsort(-score, axis=1)[:, :2]).first_two()
 
     def learn(self, preferences: Preferences) -> Metrics:
         """A few gradient steps on the round's labels."""
-        decided = preferences.decided()
-        if not len(decided):
+        pair = preferences.decided().ordered()  # the winner in column 0
+        if not len(pair.responses):
             return {}
-        pair = decided.ordered()  # the winner in column 0
         chosen = np.take_along_axis(self.features(pair.observation), pair.responses[:, :, None], axis=1)
         difference = chosen[:, 0] - chosen[:, 1]
         for _ in range(20):
@@ -56,14 +51,19 @@ class LinearDuelist(Agent):
         """The best candidate of each prompt: what is deployed, and measured on held-out prompts."""
         return (self.features(observation) @ self.weights).argmax(axis=1)
 
+    def save(self, folder):  # a run that was stopped goes on from here: what the agent has learnt must be in it
+        super().save(folder)
+        np.save(folder / "weights.npy", self.weights)
 
-def main() -> list[float]:
-    """Plays the agent; returns its offline win rates, one per 100 queries."""
+    def load(self, folder):
+        super().load(folder)
+        self.weights = np.load(folder / "weights.npy")
+
+
+def main() -> list[float]:  # plays the agent; its offline win rates, one per 100 queries
     env = gymnasium.make_vec("duel/Synthetic-v0", num_envs=BATCH, budget=QUERIES, task_kwargs=WORLD)
-    view = env.unwrapped.task.view()
-    agent = LinearDuelist(view, LinearDuelist.configure({}), seed=0, budget=QUERIES)
-    observation, _ = env.reset(seed=0)
-    wins = []
+    agent = LinearDuelist(env.unwrapped.task.view(), LinearDuelist.configure({}), seed=0, budget=QUERIES)
+    observation, wins = env.reset(seed=0)[0], []
     while env.unwrapped.remaining:
         duels = agent.act(observation)
         observation, _, _, _, info = env.step(duels.action())

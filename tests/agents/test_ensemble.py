@@ -7,6 +7,7 @@ from torch import nn
 
 from llm_duel_env.agents.reward_models.ensemble import EnsembleConfig, EnsembleRewardModel
 from llm_duel_env.agents.reward_models.replay import PairBuffer
+from llm_duel_env.randomness import generator
 
 D = 6
 SMALL = EnsembleConfig(members=4, hidden=8, batch=16, start=16, capacity=64)
@@ -84,6 +85,38 @@ def test_objective_and_its_gradient_equal_those_of_separate_networks():
         ours = [g["w1"][:, columns].T, g["b1"][columns], g["w2"][e].T, g["b2"][e, 0], g["w3"][e].T, g["b3"][e, 0]]
         for parameter, gradient in zip(network.parameters(), ours):
             torch.testing.assert_close(gradient, parameter.grad, rtol=1e-10, atol=1e-14)
+
+
+def test_a_round_s_steps_move_each_member_as_adam_would_move_it_alone():
+    ensemble, pairs, n = doubled(model(replace(SMALL, members=3))), duels(20), 20
+    ensemble.optimizer = torch.optim.Adam(list(ensemble.weights.values()), lr=SMALL.learning_rate)
+    networks, starts = members_of(ensemble), members_of(ensemble)
+    forward = ensemble.forward
+    ensemble.forward = lambda features: forward(features.double())
+    ensemble.update(pairs, (0,))
+    buffer, draw = PairBuffer(64, D), generator(0, "replay", 0)
+    buffer.add(pairs)
+    batches = [buffer.sample(SMALL.batch, draw).double() for _ in range(SMALL.steps)]
+    for alone, start, found in zip(networks, starts, members_of(ensemble)):
+        optimizer = torch.optim.Adam(alone.parameters(), lr=SMALL.learning_rate)
+        for batch in batches:
+            margin = alone(batch[:, 0]) - alone(batch[:, 1])
+            squared = sum(((p - q.detach()) ** 2).sum() for p, q in zip(alone.parameters(), start.parameters()))
+            optimizer.zero_grad()
+            (torch.log1p(torch.exp(-margin)).mean() + SMALL.anchor / n * squared).backward()
+            optimizer.step()
+        for p, q, r in zip(alone.parameters(), found.parameters(), start.parameters()):
+            torch.testing.assert_close(q, p, rtol=1e-9, atol=1e-11)
+            assert p.numel() == 1 or not torch.equal(q, r)
+
+
+def test_the_pull_to_the_start_falls_with_all_labels_bought_not_with_those_still_stored():
+    ensemble, told = model(replace(SMALL, capacity=16)), []
+    objective = ensemble.objective
+    ensemble.objective = lambda pairs, labelled: told.append(labelled) or objective(pairs, labelled)
+    for r in range(3):
+        ensemble.update(duels(16, r), (r,))
+    assert told == [16] * SMALL.steps + [32] * SMALL.steps + [48] * SMALL.steps
 
 
 def started(ensemble):

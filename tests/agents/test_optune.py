@@ -43,6 +43,24 @@ def test_kept_pairs_cost_nothing_and_are_trained_on_again(finite_game, tmp_path,
     env.close()
 
 
+def test_kept_pairs_weigh_by_their_own_scores_in_their_own_order(finite_game):
+    env, agent = finite_game.make("optune", batch=8, regenerated=0.25)
+    observation, _ = finite_game.play(env, agent, 1)
+    known, taught = dict(agent.memory), []
+    update = agent.policy.update
+    agent.policy.update = lambda *given, scores, **kw: taught.append(scores) or update(*given, scores=scores, **kw)
+    _, ((duels, _, learnt),) = finite_game.play(env, agent, 1, observation)
+    ids = duels.pair.observation["prompt_id"].tolist()
+    kept = [row for row, prompt in enumerate(ids) if prompt in known and not duels.query[row]]
+    assert len(kept) >= 4
+    for row in kept:
+        drawn = duels.pair.responses[row]
+        utility = finite_game.task.utility({"prompt_id": np.array([ids[row]] * 2)}, drawn)
+        np.testing.assert_allclose(taught[0][row], utility, rtol=1e-6)
+        assert taught[0][row].tolist() == known[ids[row]].scores[0].tolist()
+    assert learnt["regenerated_share"] == duels.query.mean()
+
+
 def test_without_gap_weights_and_kept_pairs_it_is_half_of_online_dpo(finite_game):
     losses = []
     for name, settings in (("optune", {"regenerated": 1.0, "beta2": 0.0}), ("online_dpo", {})):

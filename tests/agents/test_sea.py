@@ -269,6 +269,17 @@ def test_heads_are_drawn_for_each_prompt_independently(task):
         assert joint.tolist() == pytest.approx([1 / 25] * 25, abs=0.006)  # standard error 0.0014
 
 
+def test_the_second_thompson_winner_is_that_of_an_order_of_members_of_each_prompt_s_own(task):
+    agent, m, e = sea(task, opponent="ee"), 3000, 5
+    # Every member likes another candidate: the rival tells which member was asked next.
+    rewards = torch.eye(e)[:, None].expand(e, m, e)
+    first, second = agent.choose(rewards, torch.arange(e).expand(m, e), {"prompt_id": np.arange(m)})
+    assert (first != second).all()
+    joint = torch.bincount(first * e + second, minlength=e * e).view(e, e) / m
+    expected = (1 - torch.eye(e)) / (e * (e - 1))
+    torch.testing.assert_close(joint, expected, atol=0.016, rtol=0)  # standard error 0.004
+
+
 def test_members_that_all_agree_still_duel_and_leave_synthetic_pairs_unlabelled(task):
     agent = sea(task, burn_in=0.0)
     play(task, agent, 3)

@@ -191,6 +191,26 @@ def test_as_released_charges_what_it_does_not_claim(task):
     assert agent.diagnose(task.observe(np.arange(4)))["claimed_queries"] == agent.claimed_queries
 
 
+def test_as_released_claims_no_clash_and_gives_ties_to_the_second(task):
+    agent = make(SEAAsReleased, task, burn_in=0.0)
+    duels = agent.act(task.observe(np.arange(M)))
+    pair = duels.pair.responses
+    free = agent._model_data
+    assert 0 < free.sum() < M - 2
+    clash = np.flatnonzero(~free)[:2]
+    pair[clash, 1] = pair[clash, 0]
+    same = pair[:, 0] == pair[:, 1]
+    agent._features = agent.policy.embed(duels.pair)
+    before, taught = agent.claimed_queries, []
+    agent.policy.update = lambda loss, preferences, **_: taught.append(preferences) or {}
+    agent.update(duels.judged(np.full(M, 0.5)))  # a tie everywhere
+    assert agent.claimed_queries - before == (~same & ~free).sum() < (~free).sum()
+    assert taught[0].first_wins.tolist() == np.where(same, 0.5, 0.0).tolist()
+    stored = agent.reward_model.buffer._pairs[:M]
+    torch.testing.assert_close(stored[..., :-1], agent._features.flip(1))  # winner first
+    assert stored[:, :, -1].bool().numpy().tolist() == [[kept, kept] for kept in ~(same | free)]
+
+
 def test_as_released_trains_the_ensemble_on_every_pair_with_the_oracle_s_label(task):
     agent = make(SEAAsReleased, task)
     log = play(task, agent, 7, m=32)
@@ -250,11 +270,14 @@ def test_as_released_resumes_with_its_count(task, tmp_path):
 def test_as_released_judges_by_logits(task):
     agent, observation = make(SEAAsReleased, task), task.observe(np.arange(40))
     play(task, agent, 4)
+    with torch.no_grad():
+        agent.reward_model.weights["w3"].mul_(50)  # else a sigmoid is as good as straight
     candidates, rewards = rewards_of(agent, observation)
     identity = torch.from_numpy(selection.identities(candidates.responses))
     first = selection.thompson(rewards, agent.member("first", observation))
     same, ties = selection.same_as(identity, first), agent.draw("tie", observation)
     second = selection.most_uncertain_rival(rewards, first, same, ties, "logit")
+    assert (second != selection.most_uncertain_rival(rewards, first, same, ties, "probability")).sum() > 4
     expected = candidates.take(torch.stack([first, second], dim=1).numpy()).responses
     agent.config = type(agent.config)(**{**vars(agent.config), "burn_in": 1e9})
     np.testing.assert_array_equal(agent.act(observation).pair.responses, expected)
