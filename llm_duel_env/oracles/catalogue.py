@@ -16,6 +16,8 @@ KINDS = {
     "human": ("llm_duel_env.oracles.human:HumanOracle", ""),
 }
 """Kind -> where its class stands, and what comes after the colon and is its first argument; nothing where empty."""
+OF_WEIGHTS = frozenset({"reward_model", "pairwise"})
+"""Kinds whose name is a model's folder or hub name."""
 GROUP = "llm_duel_env.oracles"
 """Entry points of other packages' oracles: the name is the kind, and what comes after the colon, if anything does, is
 the first argument."""

@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium import spaces
 
 from llm_duel_env.oracles.base import Oracle
-from llm_duel_env.oracles.catalogue import check_oracle, make_oracle
+from llm_duel_env.oracles.catalogue import OF_WEIGHTS, check_oracle, make_oracle
 from llm_duel_env.pretrained import hub_commit
 from llm_duel_env.randomness import generator
 from llm_duel_env.spaces import Utf8Text
@@ -143,10 +143,10 @@ class Text(Task):
     @once
     def fingerprint(self) -> str:
         """Of the prompts, their references, and the policy and the oracle: of a folder its files, of a hub model its
-        name and commit, of an `Oracle` its class's name."""
+        name and commit, of an `Oracle` its class's name, of a server, a judge or a person what the spec says."""
         rows = json.dumps([(row.prompt, row.reference) for row in self._rows])
         judge = self._judge
-        known = type(judge).__name__ if isinstance(judge, Oracle) else _weights(judge.partition(":")[2])
+        known = type(judge).__name__ if isinstance(judge, Oracle) else _known_by(judge)
         return digest(self.name, rows, str(self.train_prompts), _weights(self.model), known)
 
     def view(self) -> TaskView:
@@ -163,6 +163,11 @@ class Text(Task):
             max_new_tokens=self.max_new_tokens,
             provides=self.oracle_tells,
         )
+
+
+def _known_by(spec: str) -> str | Path:
+    kind, _, name = spec.partition(":")
+    return _weights(name) if kind in OF_WEIGHTS else spec
 
 
 def _weights(model: str) -> str | Path:
