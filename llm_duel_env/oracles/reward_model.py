@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from llm_duel_env.adapters import is_adapter, load_merged
 from llm_duel_env.oracles.base import OracleError
 from llm_duel_env.oracles.scored import ScoringOracle, Text, check_template, fill, short
 from llm_duel_env.pretrained import loading
@@ -41,7 +42,8 @@ class RewardModelOracle(ScoringOracle):
         """Loads a reward model.
 
         Args:
-            model: Folder or hub name, with safetensors weights and a tokenizer. No code of the model's is run.
+            model: Folder or hub name, with safetensors weights and a tokenizer; or a folder with a peft adapter (and a
+                tokenizer), which names its base. No code of the model's is run.
             device: A torch device; "auto" takes a GPU where there is one, "all" every GPU; several, which share the
                 work, with commas between: "cuda:0,cuda:1".
             dtype: "float32", "bfloat16" or "float16"; "auto" is bfloat16 on a GPU and float32 elsewhere.
@@ -159,7 +161,9 @@ class RewardModelOracle(ScoringOracle):
 
 @no_progress_bars()
 def _load(model: str | os.PathLike[str], dtype: torch.dtype) -> Any:
-    """The classifier in evaluation mode; refuses one whose head would be random."""
+    """The classifier in evaluation mode, an adapter merged into its base; refuses one whose head would be random."""
+    if is_adapter(model):
+        return load_merged(model, AutoModelForSequenceClassification, dtype=dtype, num_labels=1)
     classifier, loading = AutoModelForSequenceClassification.from_pretrained(
         model, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True
     )

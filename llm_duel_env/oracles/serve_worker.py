@@ -36,8 +36,8 @@ class ScoreAPI(litserve.LitAPI):
             text_template=settings.text_template,
         )
 
-    def decode_request(self, request: Any, **_: Any) -> list[Text]:
-        """The texts of one request."""
+    def decode_request(self, request, **_: Any) -> list[Text]:  # type: ignore[no-untyped-def]
+        """The texts of one request. Not annotated: LitServe would take that for the schema of a query."""
         return [(text["prompt"], text["response"]) for text in request["texts"]]
 
     def batch(self, inputs: list[list[Text]]) -> list[list[Text]]:
@@ -54,8 +54,8 @@ class ScoreAPI(litserve.LitAPI):
         """One entry per request."""
         return output
 
-    def encode_response(self, output: Scores, **_: Any) -> dict[str, Any]:
-        """What one request is answered."""
+    def encode_response(self, output: Scores, **_: Any):  # type: ignore[no-untyped-def]
+        """What one request is answered, a dict; not annotated, for the same reason."""
         return {"model": self.settings.served_name, "scores": output}
 
     def _score(self, requests: list[list[Text]]) -> list[Scores]:
