@@ -153,7 +153,7 @@ class SEA(Agent):
         return best_of(candidates, self.policy, self.reward_model)
 
     def draw(self, name: str, observation: Observation, count: int | None = None) -> Tensor:
-        """Uniform draws keyed by (seed, name, round, prompt id): (M,), or (M, count); float64."""
+        """Uniform draws keyed by (seed, name, round, prompt id, visit in this batch): (M,), or (M, count); float64."""
         return prompt_draws(self.seed, f"sea/{name}/{self.round}", observation, count)
 
     def member(self, name: str, observation: Observation) -> Tensor:

@@ -214,7 +214,8 @@ def test_the_mixture_of_language_models_is_geometric_token_by_token(views, share
 
 
 def test_duels_are_of_a_sample_with_the_mixture_at_temperature_1(view):
-    agent, observation = moved(view), view.observe(IDS)
+    agent, observation = moved(view), view.observe(np.arange(20))
+    agent.policy.config = replace(agent.policy.config, temperature=0.3)  # which plays no part
     pair = agent.act(observation).pair
     own = agent.policy.sample(observation, 1, ("act", 0), temperature=1.0)
     rival = agent.policy.sample(observation, 1, ("opponent", 0), temperature=1.0, mixture=0.5)

@@ -260,6 +260,15 @@ def test_draws_depend_on_the_prompt_not_on_its_batch(task):
     assert not torch.equal(agent.member("first", whole), before)
 
 
+def test_a_prompt_that_comes_twice_in_a_round_has_draws_of_its_own(task):
+    agent = sea(task)
+    twice, once = task.observe(np.array([7, 3, 7])), task.observe(np.array([7, 3]))
+    for count in (None, 5):
+        draws = agent.draw("first", twice, count)
+        assert torch.equal(draws[:2], agent.draw("first", once, count))
+        assert (draws[2] != draws[0]).all()
+
+
 def test_heads_are_drawn_for_each_prompt_independently(task):
     agent = sea(task)
     observation = {"prompt_id": np.arange(20_000)}

@@ -8,13 +8,15 @@ from torch import Tensor
 
 from llm_duel_env.agents.policies.base import Policy
 from llm_duel_env.agents.reward_models.ensemble import EnsembleRewardModel
-from llm_duel_env.randomness import uniforms
+from llm_duel_env.randomness import uniforms, visits
 from llm_duel_env.types import Candidates, Observation, Preferences
 
 
 def prompt_draws(seed: int, name: str, observation: Observation, count: int | None = None) -> Tensor:
-    """Uniform draws keyed by (seed, name, prompt id), whatever else is in the batch: (M,), or (M, count); float64."""
-    prompts = np.asarray(observation["prompt_id"], np.int64)
+    """Uniform draws keyed by (seed, name, prompt id and its visit in this batch), whatever else is in the batch: (M,),
+    or (M, count); float64."""
+    ids = np.asarray(observation["prompt_id"], np.int64)
+    prompts = ids + (visits(ids) << 40)  # a prompt that comes twice in a round has draws of its own
     numbers = prompts if count is None else prompts[:, None] * count + np.arange(count)
     return torch.from_numpy(uniforms(seed, name, numbers.ravel()).reshape(numbers.shape))
 
