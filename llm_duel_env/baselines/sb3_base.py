@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
-import random
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -29,9 +28,9 @@ from gymnasium import spaces
 from safetensors.torch import load_file, save_file
 
 from llm_duel_env.agents.base import Agent, AgentConfig
+from llm_duel_env.baselines.library_seed import library_seed
 from llm_duel_env.baselines.sb3_features import action_space, feature_space, features, random_opponents
 from llm_duel_env.extras import require
-from llm_duel_env.randomness import generator
 from llm_duel_env.tasks.base import TaskView
 from llm_duel_env.types import Candidates, Duels, Metrics, Observation, Preferences, batch_size
 
@@ -42,18 +41,10 @@ OURS = ("self", "policy", "env", "gamma", "seed", "device", "verbose", "tensorbo
 @contextlib.contextmanager
 def seeded(seed: int, purpose: str, round_: int, actions: spaces.Space | None = None) -> Iterator[None]:
     """The global generators, and that of `actions`, seeded by (seed, purpose, round); put back on leaving."""
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    number = int(generator(seed, "sb3", purpose, round_).integers(2**31))
-    np.random.seed(number)
-    torch.manual_seed(number)
-    if actions is not None:
-        actions.seed(number)
-    try:
+    with library_seed(seed, "sb3", purpose, round_) as number:
+        if actions is not None:
+            actions.seed(number)
         yield
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
-        torch.set_rng_state(before[2])
 
 
 @dataclass(frozen=True)

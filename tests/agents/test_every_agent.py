@@ -13,6 +13,7 @@ from llm_duel_env.benchmark.registry import list_agents, list_losses, load_agent
 from llm_duel_env.benchmark.run_config import RunConfig
 from llm_duel_env.benchmark.runner import run
 from llm_duel_env.envs.vector_env import DuelVectorEnv
+from llm_duel_env.extras import MissingExtraError
 from llm_duel_env.tasks import make_task
 
 AGENTS = sorted(list_agents())
@@ -73,7 +74,10 @@ def make(name, env_id, *, seed=0, budget=40, batch=4, task=None, **overrides):
     config = agent_class.configure({**recipe_of(env_id, name, {}), **small(name), **overrides})
     richer = {"scores": True} if "scores" in agent_class.needs else {}
     env = DuelVectorEnv(batch, task=task, budget=budget, **richer)
-    return env, agent_class(task.view(), config, seed=seed, budget=budget)
+    try:
+        return env, agent_class(task.view(), config, seed=seed, budget=budget)
+    except MissingExtraError as missing:
+        pytest.skip(f"AN EXTRA IS NOT INSTALLED: {missing}")
 
 
 def play(env, agent, rounds, observation=None, seed=0):
