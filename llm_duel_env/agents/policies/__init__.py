@@ -15,6 +15,11 @@ def make_policy(task: TaskView, config: PolicyConfig, *, seed: int) -> Policy:
     if task.kind == "finite":
         if config.sampler != "torch":
             raise ValueError(f"policy.sampler={config.sampler} is for text; {task.name} has finite candidates")
+        for name in ("learner", "gradient_checkpointing", "lora_rank", "offload_reference"):
+            if getattr(config, name) != getattr(PolicyConfig, name):
+                raise ValueError(
+                    f"policy.{name}={getattr(config, name)} is for text; {task.name} has finite candidates"
+                )
         from llm_duel_env.agents.policies.candidate import CandidatePolicy
 
         return CandidatePolicy(task, config, seed=seed)

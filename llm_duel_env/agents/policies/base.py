@@ -45,6 +45,22 @@ class PolicyConfig:
     (reference responses and mixtures stay with torch). The released code samples with vLLM."""
     sampler_memory: float = 0.3
     """Share of a GPU's memory for vLLM's weights and cache; given back while the policy learns."""
+    learner: str = "torch"
+    """What trains (language models): torch, in this process; or deepspeed, the extra `deepspeed`, on any number of
+    ranks."""
+    deepspeed_config: str | None = None
+    """File with an ordinary DeepSpeed JSON (stage, offloading, bf16); batch sizes, clipping and learning rate are this
+    policy's and may be left out or "auto" there. None is ZeRO 2."""
+    gradient_checkpointing: bool = False
+    """Layers compute again for the gradient instead of keeping what they computed: less memory, more time."""
+    lora_rank: int = 0
+    """Rank of a LoRA adapter (the extra `peft`), which alone trains; 0 trains all weights."""
+    lora_alpha: float = 16.0
+    """The adapter's output is scaled by this over its rank."""
+    lora_targets: str = "all-linear"
+    """Modules that are adapted: all-linear, all but the output layer; or names with commas between: q_proj,v_proj."""
+    offload_reference: bool = False
+    """Keep reference and encoder on the CPU while they are not used."""
     encoder: str = "policy"
     """Whose frozen features `embed` gives (language models): policy, the supervised policy's own; task, the encoder
     that the task offers; or a model folder with the same tokenizer (paper: PairRM, trained to compare responses)."""
@@ -59,8 +75,21 @@ class PolicyConfig:
                 raise ValueError(f"policy.{name}: expected a finite positive number, got {getattr(self, name)}")
         if self.sampler not in ("torch", "vllm"):
             raise ValueError(f"policy.sampler: expected torch or vllm, got {self.sampler!r}")
+        if self.sampler == "vllm" and self.temperature < 0.01:
+            raise ValueError(f"policy.temperature: vLLM takes 0.01 and more, got {self.temperature}")
         if not 0 < self.sampler_memory < 1:
             raise ValueError(f"policy.sampler_memory: expected a share in (0, 1), got {self.sampler_memory}")
+        if self.learner not in ("torch", "deepspeed"):
+            raise ValueError(f"policy.learner: expected torch or deepspeed, got {self.learner!r}")
+        if self.deepspeed_config is not None and self.learner != "deepspeed":
+            raise ValueError(
+                f"policy.deepspeed_config: expected policy.learner=deepspeed with it, got {self.learner!r}"
+            )
+        if self.lora_rank < 0 or not 0 < self.lora_alpha < float("inf"):
+            got = f"{self.lora_rank} and {self.lora_alpha}"
+            raise ValueError(
+                f"policy.lora_rank, policy.lora_alpha: expected 0 or more, and a positive number, got {got}"
+            )
         if not 0 <= self.final_learning_rate <= 1:
             got = self.final_learning_rate
             raise ValueError(f"policy.final_learning_rate: expected a share of the peak in [0, 1], got {got}")

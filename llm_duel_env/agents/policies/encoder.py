@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from llm_duel_env.adapters import is_adapter, load_merged
 from llm_duel_env.agents.policies.scoring import Prompts, features
 from llm_duel_env.pretrained import loading
 from llm_duel_env.quiet import no_progress_bars
@@ -24,9 +25,13 @@ FILE = "features.safetensors"
 def load_model(name: str, device: torch.device) -> PreTrainedModel:
     """A causal language model in float32 and eval mode (no dropout, ever), from a folder or the hub; no remote code.
 
+    A folder with a peft adapter gives its base with the adapter merged.
+
     Raises:
         ValueError: there is no such model.
     """
+    if is_adapter(name):
+        return load_merged(name, AutoModelForCausalLM, dtype=torch.float32).to(device)
     with loading(name):
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         # Only eager attention knows Gemma 2's cap of the attention scores.

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import copy
 import json
+import os
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from llm_duel_env.agents.policies.base import DirectOptimizer, Policy, PolicyConfig, check_mixture
-from llm_duel_env.agents.policies.encoder import FrozenEncoder, load_encoder, load_model
+from llm_duel_env.agents.policies.checkpointing import checkpointing
+from llm_duel_env.agents.policies.encoder import FrozenEncoder, load_encoder
 from llm_duel_env.agents.policies.learners.lesson import prepare
 from llm_duel_env.agents.policies.learners.loop import train
-from llm_duel_env.agents.policies.learners.torch_learner import TorchLearner
+from llm_duel_env.agents.policies.models import Models
+from llm_duel_env.agents.policies.output_layer import is_linear
 from llm_duel_env.agents.policies.response_embedding import mean_hidden_states
-from llm_duel_env.agents.policies.samplers.base import Sampler, weights
+from llm_duel_env.agents.policies.samplers.base import Sampler
 from llm_duel_env.agents.policies.samplers.torch_sampler import TorchSampler
 from llm_duel_env.agents.policies.samplers.vllm_sampler import VLLMSampler
 from llm_duel_env.agents.policies.scoring import Prompts, log_probs
@@ -40,7 +41,7 @@ class LanguageModelPolicy(Policy):
     """Any causal language model that transformers loads.
 
     The reference and the encoder are one frozen copy of the start until `move_reference` gives the reference weights
-    of its own: two models in memory, three after it.
+    of its own: two models in memory, three after it; with LoRA one and two (`Models`).
 
     Args:
         task: names the model, its token limits, and the training prompts that features are standardised on.
@@ -65,29 +66,31 @@ class LanguageModelPolicy(Policy):
         if not task.model or not task.max_new_tokens:
             got = f"{task.model!r}, {task.max_new_tokens!r}"
             raise ValueError(f"task {task.name}: a language-model policy needs model and max_new_tokens, got {got}")
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = torch.device(device or default_device())
         self.bf16 = self.device.type == "cuda" if bf16 is None else bf16
         self.task, self.config, self.seed = task, config, seed
-        self.model = load_model(task.model, self.device)
-        self.tokenizer = AutoTokenizer.from_pretrained(task.model, trust_remote_code=False)
+        self.models = Models(task.model, config, device=self.device, seed=seed, bf16=self.bf16)
+        self.model = self.models.policy
+        self.tokenizer = self.models.tokenizer()
         self.tokens = Tokens(
             self.tokenizer,
             eos=end_tokens(self.tokenizer, self.model.generation_config),
             max_prompt_tokens=self._prompt_limit(task),
             max_new_tokens=task.max_new_tokens,
         )
-        # Its parameters keep requires_grad, or autocast would cast its weights anew at every token that it samples.
-        self.encoder = copy.deepcopy(self.model)
-        self.reference = self.encoder
+        self.encoder = self.models.encoder
         self.reference_version = 0
         self.share_prefix = self._can_share_prefix(self.encoder)
+        with self.precision():
+            self.linear_head = is_linear(self.encoder, tolerance=0.1 if self.bf16 else 1e-4)
         if config.encoder == "policy":
             self.embedder = FrozenEncoder(self.encoder, self.precision, self.share_prefix)
         else:
             other = load_encoder(config.encoder, task, self.tokenizer, self.device)
             self.embedder = FrozenEncoder(other, self.precision, self._can_share_prefix(other))
         self.feature_size = self.embedder.feature_size
-        self.learner = TorchLearner(self.model, config)
+        self.models.start_learning()
+        self.learner = self.models.learner
         self.vllm = self._make_vllm(task.model) if config.sampler == "vllm" else None
         self.generated_tokens = 0
         """Tokens of all responses that `sample` gave; greedy decoding and diagnosis are not counted."""
@@ -111,6 +114,11 @@ class LanguageModelPolicy(Policy):
     def seconds(self) -> dict[str, float]:
         """Seconds by stage: sample, embed, reference, learn, evaluate."""
         return self.clock.seconds
+
+    @property
+    def reference(self) -> PreTrainedModel:
+        """What the policy is held near: the encoder until `move_reference`."""
+        return self.models.reference
 
     @property
     def gradient_steps(self) -> int:
@@ -161,9 +169,10 @@ class LanguageModelPolicy(Policy):
         the model and, with weight `mixture`, the reference."""
         if n < 1 or (temperature is not None and not temperature > 0):
             raise ValueError(f"expected n >= 1 and a positive temperature, got {n} and {temperature}")
-        sampled = self._sampler(model, mixture).sample(
-            self._prompts(observation), observation["prompt_id"], stream, n=n, temperature=temperature or 1.0
-        )
+        with self.models.using(model, *([self.reference] if mixture else [])):
+            sampled = self._sampler(model, mixture).sample(
+                self._prompts(observation), observation["prompt_id"], stream, n=n, temperature=temperature or 1.0
+            )
         texts = self.tokens.decode(sampled.tokens, sampled.lengths)
         return Candidates(observation, texts, sampled.tokens, sampled.lengths)
 
@@ -184,12 +193,12 @@ class LanguageModelPolicy(Policy):
     def _make_vllm(self, model: str) -> VLLMSampler:
         def score(prompts: Prompts, tokens: np.ndarray, lengths: np.ndarray) -> Tensor:
             ids, ends = torch.from_numpy(tokens).to(self.device), torch.from_numpy(lengths).to(self.device)
-            with torch.no_grad(), self.precision():
+            with torch.no_grad(), self.precision(), self.models.using(self.model):
                 return log_probs(self.model, prompts, ids, ends, share_prefix=self.share_prefix)
 
         return VLLMSampler(
             model,
-            partial(weights, self.model),
+            self.models.whole_weights,
             score,
             eos=sorted(self.tokens.eos),
             max_prompt_tokens=self.tokens.max_prompt_tokens,
@@ -227,14 +236,24 @@ class LanguageModelPolicy(Policy):
         return torch.from_numpy(candidates.tokens).to(self.device), torch.from_numpy(candidates.lengths).to(self.device)
 
     def _score(self, model: PreTrainedModel, candidates: Candidates, per_token: bool = False) -> Tensor:
-        """See `Score`."""
+        """See `Score`; without gradient."""
+        with torch.no_grad(), self.models.using(model):
+            return self._log_probs(model, candidates, per_token)
+
+    def _learning_score(self, candidates: Candidates, per_token: bool) -> Tensor:
+        """See `Score`; of the policy, with gradient."""
+        one_call = self.learner.uniform or self.config.gradient_checkpointing
+        return self._log_probs(self.model, candidates, per_token, one_call=one_call)
+
+    def _log_probs(self, model: PreTrainedModel, candidates: Candidates, per_token: bool, **ways: bool) -> Tensor:
         prompts, (tokens, lengths) = self._prompts(candidates.observation), self._tensors(candidates)
+        ways |= {"share_prefix": self.share_prefix, "linear_head": self.linear_head, "per_token": per_token}
         with self.precision():
-            return log_probs(model, prompts, tokens, lengths, share_prefix=self.share_prefix, per_token=per_token)
+            return log_probs(model, prompts, tokens, lengths, **ways)
 
     def embed(self, candidates: Candidates) -> Tensor:
         """See `Policy.embed`: on the CPU, standardised on the encoder's own samples, the same for every seed."""
-        with self.clock("embed"):
+        with self.clock("embed"), self.models.using(self.encoder):
             if self.embedder.statistics is None:
                 observation = self.task.observe(np.arange(min(FEATURE_PROMPTS, self.task.train_prompts)))
                 samples = self._generate(self.encoder, observation, FEATURE_SAMPLES, 1.0, (0, "feature statistics"))
@@ -243,7 +262,7 @@ class LanguageModelPolicy(Policy):
 
     def embed_responses(self, candidates: Candidates) -> Tensor:
         """See `Policy.embed_responses`: (M, N, hidden size) on the CPU, of the ids that were sampled."""
-        with self.clock("embed"), self.precision():
+        with self.clock("embed"), self.precision(), self.models.using(self.encoder):
             return mean_hidden_states(self.encoder, *self._tensors(candidates)).cpu()
 
     def learn(
@@ -258,10 +277,10 @@ class LanguageModelPolicy(Policy):
     ) -> Metrics:
         """See `Policy.learn`."""
         lesson = prepare(loss, ranked, scores, bonus, self._reference_score)
-        rng, score = generator(self.seed, *key), partial(self._score, self.model)
+        rng, score = generator(self.seed, *key), self._learning_score
         if self.vllm is not None:
             self.vllm.rest()
-        with self.clock("learn"):
+        with self.clock("learn"), checkpointing(self.model, self.config.gradient_checkpointing):
             return train(self.learner, loss, lesson, score, config=self.config, progress=progress, rng=rng)
 
     def _reference_score(self, candidates: Candidates, per_token: bool) -> Tensor:
@@ -282,29 +301,25 @@ class LanguageModelPolicy(Policy):
 
     def move_reference(self) -> None:
         """See `Policy.move_reference`."""
-        if self.reference is self.encoder:
-            self.reference = copy.deepcopy(self.model)
-        else:
-            self.reference.load_state_dict(self.model.state_dict())
+        self.models.move_reference()
         self.reference_version += 1
 
     def reset(self) -> None:
         """See `Policy.reset`."""
-        self.model.load_state_dict(self.encoder.state_dict())
-        self.learner.reset()
+        self.models.reset()
         if self.vllm is not None:
             self.vllm.invalidate()
 
     @no_progress_bars()
     def save(self, folder: Path) -> None:
-        """See `Policy.save`. ``model/`` is a model folder like any other: transformers and vLLM load it."""
+        """See `Policy.save`. ``model/`` is a model folder like any other, for transformers and vLLM; with LoRA it is a
+        peft adapter's."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.model.save_pretrained(folder / "model")
+        self.models.save(folder, reference=self.reference_version > 0)
+        if self.learner.rank:  # what follows is the same on all ranks
+            return
         self.tokenizer.save_pretrained(folder / "model")
-        if self.reference_version:
-            self.reference.save_pretrained(folder / "reference")
         self.embedder.save(folder)
-        self.learner.save(folder)
         state = {
             "start": self.task.model,
             "reference_version": self.reference_version,
@@ -316,14 +331,20 @@ class LanguageModelPolicy(Policy):
     def load(self, folder: Path) -> None:
         """See `Policy.load`. The encoder, and a reference that never moved, are the task's model again."""
         state = json.loads((folder / "policy.json").read_text())
-        self.model.load_state_dict(load_model(str(folder / "model"), self.device).state_dict())
-        self.learner.load(folder)
         self.reference_version = state["reference_version"]
-        self.reference = self.encoder
-        if self.reference_version:
-            self.reference = load_model(str(folder / "reference"), self.device)
+        self.models.load(folder, reference=self.reference_version > 0)
         self.embedder.load(folder)
         self.generated_tokens = state["generated_tokens"]
         self.clock.seconds = dict(state["seconds"])
         if self.vllm is not None:
             self.vllm.invalidate()
+
+    def export(self, folder: Path) -> None:
+        """Writes the policy as an ordinary model folder with its tokenizer, an adapter merged, ZeRO's parts together:
+        transformers and vLLM load it. Called on all ranks."""
+        self.models.export(folder)
+
+
+def default_device() -> str:
+    """The GPU of this rank where there is one (the launcher's LOCAL_RANK, else the first), or the CPU."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"

@@ -35,6 +35,10 @@ class Lesson:
     def __len__(self) -> int:
         return self.responses.shape[0]
 
+    def sizes(self, rows: np.ndarray) -> np.ndarray | None:
+        """(R,) tokens of each row's longest response; None on finite tasks, whose responses are of one size."""
+        return None if self.responses.lengths is None else self.responses.lengths[rows].max(axis=1)
+
     def part(self, rows: np.ndarray, batch: np.ndarray, score: Score) -> RankedLogProbs:
         """The rows of a microbatch, a part of the rows `batch`, with log-probabilities by `score`."""
         responses = self.responses.rows(rows)

@@ -8,23 +8,32 @@ import numpy as np
 from torch import Tensor
 
 from llm_duel_env.agents.policies.base import PolicyConfig, learning_rate
+from llm_duel_env.agents.policies.learners.batches import microbatches
 from llm_duel_env.agents.policies.learners.lesson import Lesson, Score
 from llm_duel_env.agents.policies.ranked import DirectOptimizer
 from llm_duel_env.types import Metrics
 
 
 class Engine(Protocol):
-    """What takes the optimizer's steps."""
+    """What takes the optimizer's steps, on one rank or on several that hold equal weights."""
+
+    rank: int
+    """Of this process."""
+    world: int
+    """Ranks that share each optimizer step."""
 
     def begin(self, learning_rate: float) -> None:
         """Sets the learning rate and drops gradients."""
 
-    def backward(self, value: Tensor) -> None:
-        """Adds the gradients of a scalar to those there are."""
+    def backward(self, value: Tensor, last: bool) -> None:
+        """Adds the gradients of a scalar, summed over ranks, to those there are. `last`: a step comes next."""
 
     def step(self) -> float:
         """Clips the gradients, takes a step and drops them; the norm before clipping. FloatingPointError, and no step,
         where it is not finite."""
+
+    def total(self, values: list[float]) -> list[float]:
+        """Sums over the ranks."""
 
 
 def train(
@@ -40,7 +49,8 @@ def train(
     """`passes` passes over a lesson's B rows, in shuffled batches of one optimizer step each.
 
     A batch's loss is the mean over its rows, whatever the microbatch: a microbatch's mean is weighted by its share of
-    the batch, and a loss that normalises by statistics of the batch is handed them (`RankedLogProbs.batch_scores`).
+    the batch, and a loss that normalises by statistics of the batch is handed them (`RankedLogProbs.batch_scores`). So
+    it is with ranks: each is given the whole lesson and takes its share of each batch (`microbatches`).
 
     Args:
         engine: takes the steps.
@@ -61,13 +71,15 @@ def train(
         order = rng.permutation(count)
         for batch in (order[i : i + config.batch] for i in range(0, count, config.batch)):
             engine.begin(rate)
-            for rows in (batch[i : i + config.microbatch] for i in range(0, len(batch), config.microbatch)):
+            parts = microbatches(batch, lesson.sizes(batch), config.microbatch, engine.rank, engine.world)
+            for number, (rows, weight) in enumerate(parts, start=1):
                 value, metrics = loss(lesson.part(rows, batch, score))
-                engine.backward(value * (len(rows) / len(batch)))
-                for name, number in {"loss": float(value.detach()), **metrics}.items():
-                    totals[name] = totals.get(name, 0.0) + number * len(rows)
+                engine.backward(value * weight, number == len(parts))
+                for name, mean in {"loss": float(value.detach()), **metrics}.items():
+                    totals[name] = totals.get(name, 0.0) + mean * weight * len(batch)
             norms.append(engine.step())
-    return {name: total / (config.passes * count) for name, total in totals.items()} | {
+    sums = dict(zip(totals, engine.total(list(totals.values()))))
+    return {name: total / (config.passes * count) for name, total in sums.items()} | {
         "grad_norm": float(np.mean(norms)),
         "learning_rate": rate,
         "gradient_steps": float(len(norms)),

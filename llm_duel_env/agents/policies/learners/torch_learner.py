@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,10 @@ class TorchLearner:
         fused: whether AdamW runs as one kernel (small models gain).
     """
 
+    rank, world, uniform = 0, 1, False
+
     def __init__(self, model: nn.Module, config: PolicyConfig, *, fused: bool = False) -> None:
-        self.config, self.fused = config, fused
+        self.model, self.config, self.fused = model, config, fused
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(
             list(self.parameters.values()),
@@ -36,7 +39,7 @@ class TorchLearner:
         """Steps taken, those before a `reset` included."""
 
     def add(self, name: str, module: nn.Module) -> None:
-        """Trains a module beside the model, with the same optimizer and clipping; its weights are its owner's to save."""
+        """Trains a module beside the model, with its optimizer and clipping; its weights are its owner's to save."""
         added = {f"{name}.{key}": p for key, p in module.named_parameters()}
         self.parameters |= added
         self.optimizer.add_param_group({"params": list(added.values())})
@@ -47,7 +50,7 @@ class TorchLearner:
             group["lr"] = learning_rate
         self.optimizer.zero_grad(set_to_none=True)
 
-    def backward(self, value: Tensor) -> None:
+    def backward(self, value: Tensor, last: bool) -> None:
         """See `Engine.backward`."""
         value.backward()
 
@@ -63,6 +66,24 @@ class TorchLearner:
         self.optimizer.zero_grad(set_to_none=True)
         self.gradient_steps += 1
         return norm
+
+    def total(self, values: list[float]) -> list[float]:
+        """See `Engine.total`."""
+        return values
+
+    def whole(self) -> AbstractContextManager[None]:
+        """See `Learner.whole`."""
+        return nullcontext()
+
+    def weights(self) -> dict[str, Tensor]:
+        """See `Learner.weights`."""
+        return {name: value.detach() for name, value in self.model.state_dict().items()}
+
+    def set_weights(self, weights: dict[str, Tensor]) -> None:
+        """See `Learner.set_weights`."""
+        unknown = self.model.load_state_dict(weights, strict=False).unexpected_keys
+        if unknown:
+            raise ValueError(f"the weights {unknown[:4]} do not fit this model")
 
     def reset(self) -> None:
         """Forgets the moments; the count of steps goes on."""

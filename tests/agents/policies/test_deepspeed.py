@@ -1,0 +1,215 @@
+"""The DeepSpeed learner on two gloo ranks: equal to the torch learner in one process."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+HERE = Path(__file__).parent
+_spec = importlib.util.spec_from_file_location("deepspeed_worker", HERE / "deepspeed_worker.py")
+worker = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(worker)
+fixtures = worker.fixtures
+
+WHY = "deepspeed is not installed (make test-deepspeed runs this in an environment of its own)"
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason=WHY),
+    pytest.mark.timeout(1500),  # the first run builds DeepSpeed's communication op
+]
+LORA = {"lora_rank": 4, "lora_alpha": 8.0}
+# Tiny models fall below DeepSpeed's threshold and would never be scattered.
+STAGE3 = {"stage": 3, "stage3_param_persistence_threshold": 0}
+CPU = {"device": "cpu"}
+CASES = {
+    "zero1": {"deepspeed": {"zero_optimization": {"stage": 1}}, "resume": True},
+    "zero2": {
+        "deepspeed": {
+            "train_batch_size": "auto", "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 2,
+            "gradient_clipping": 0.5, "zero_optimization": {"stage": 2, "reduce_bucket_size": "auto"},
+            "optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": [0.9, 0.95], "torch_adam": True}},
+        },
+        "resume": True,
+    },
+    "zero3": {"deepspeed": {"zero_optimization": STAGE3}, "resume": True},
+    "offload": {"deepspeed": {"zero_optimization": {**STAGE3, "offload_optimizer": CPU, "offload_param": CPU}}},
+    "checkpointed": {"deepspeed": {"zero_optimization": STAGE3}, "policy": {"gradient_checkpointing": True}},
+    "bf16": {"deepspeed": {"bf16": {"enabled": True}, "zero_optimization": {"stage": 2}}},
+}  # fmt: skip
+WITH_PEFT = {
+    "lora2": {"deepspeed": {"zero_optimization": {"stage": 2}}, "policy": LORA, "resume": True},
+    "lora3": {"deepspeed": {"zero_optimization": STAGE3}, "policy": LORA, "resume": True},
+}
+if importlib.util.find_spec("peft") is not None:
+    CASES |= WITH_PEFT
+EXACT = [name for name in CASES if name != "bf16"]
+RESUMED = [name for name, case in CASES.items() if case.get("resume")]
+
+
+def launch(command: list[str], folder: Path, timeout: float) -> None:
+    """Runs the worker under a launcher; a hang ends as a failure."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "DEEPSPEED_TIMEOUT": "5"}
+    env["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[2]), env.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [*command, str(HERE / "deepspeed_worker.py"), str(folder)],
+        env=env, capture_output=True, text=True, timeout=timeout, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory, model_folder):
+    """What two ranks under torchrun left of all cases."""
+    folder = tmp_path_factory.mktemp("deepspeed")
+    (folder / "job.json").write_text(json.dumps({"model": model_folder(), "cases": CASES}))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    launch(torchrun, folder, 1400)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(model_folder):
+    """alone(name) -> the torch learner's policy and metrics of a case, in this process."""
+    made = {}
+
+    def play(name: str):
+        settings = tuple(sorted(CASES[name].get("policy", {}).items()))
+        if settings not in made:
+            policy = worker.make(model_folder(), replace(worker.CONFIG, **dict(settings)))
+            made[settings] = policy, worker.play(policy, range(worker.ROUNDS))
+        return made[settings]
+
+    return play
+
+
+def results(folder: Path, name: str) -> list[dict]:
+    return [json.loads((folder / f"{name}.{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def assert_weights(path: Path, policy, start, tolerance: float) -> None:
+    found, expected = load_file(path), dict(policy.model.named_parameters())
+    assert set(found) >= set(expected)
+    moved = 0.0
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value.detach(), rtol=tolerance, atol=tolerance, msg=name)
+        if name in start:
+            moved = max(moved, float((value - start[name]).abs().max()))
+        else:
+            moved = max(moved, float(value.abs().max()))  # an adapter's
+    assert moved > 50 * tolerance  # training went far beyond the tolerance
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_two_ranks_end_where_one_process_does(played, alone, model_folder, name):
+    policy, metrics = alone(name)
+    start = dict(AutoModelForCausalLM.from_pretrained(model_folder()).named_parameters())
+    assert_weights(played / f"{name}.safetensors", policy, start, 2e-5)
+    for result in results(played, name):
+        assert result["world"] == 2
+        for got, expected in zip(result["metrics"], metrics, strict=True):
+            assert got.keys() == expected.keys()
+            for key, value in expected.items():
+                assert got[key] == pytest.approx(value, rel=1e-3, abs=1e-5), key
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_ranks_score_and_sample_the_same(played, alone, name):
+    policy, _ = alone(name)
+    one, other = results(played, name)
+    assert one["rank"] == 0
+    assert other["rank"] == 1
+    assert one["sampled"] == other["sampled"]
+    pairs = worker.ranked(policy, 9)
+    for result in (one, other):
+        np.testing.assert_allclose(result["log_prob"], policy.log_prob(pairs), rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(result["reference"], policy.reference_log_prob(pairs), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_checkpoint_goes_on_exactly(played, name):
+    assert results(played, name)[0]["resumed"] is True
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_reset_begins_anew(played, alone, model_folder, name):
+    policy, _ = alone(name)
+    start = dict(AutoModelForCausalLM.from_pretrained(model_folder()).named_parameters())
+    assert_weights(played / f"{name}.anew.safetensors", policy, start, 2e-5)
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_gradient_that_is_not_finite_takes_no_step(played, name):
+    for result in results(played, name):
+        assert "training diverged" in result["diverged"]
+        assert result["kept"]
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_the_export_is_an_ordinary_model(played, alone, name):
+    policy, _ = alone(name)
+    model = AutoModelForCausalLM.from_pretrained(played / name / "export").eval()
+    assert AutoTokenizer.from_pretrained(played / name / "export").get_vocab() == policy.tokenizer.get_vocab()
+    assert not (played / name / "export" / "adapter_config.json").exists()
+    ids = torch.tensor([[1, 7, 9, 20, 31]])
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, policy.model(ids).logits, rtol=1e-3, atol=1e-3)
+
+
+def test_bf16_rounds_the_weights_and_still_learns(played, alone):
+    policy, metrics = alone("zero2")
+    found = load_file(played / "bf16.safetensors")
+    gaps = {name: float((found[name] - value).abs().max()) for name, value in policy.model.named_parameters()}
+    assert 1e-6 < max(gaps.values()) < 0.05
+    assert any((value != value.bfloat16().float()).any() for value in found.values())  # the float32 ones
+    assert results(played, "bf16")[0]["metrics"][-1]["loss"] == pytest.approx(metrics[-1]["loss"], abs=0.1)
+
+
+@pytest.mark.parametrize("change", ["ranks", "file"])
+def test_a_checkpoint_of_others_or_a_changed_one_is_refused(played, model_folder, tmp_path, change):
+    import shutil
+
+    source = tmp_path / "checkpoint"
+    shutil.copytree(played / "zero2" / "checkpoint", source)
+    record = json.loads((source / "deepspeed.json").read_text())
+    if change == "file":
+        record["ranks"] = 1
+        (source / "deepspeed.json").write_text(json.dumps(record))
+        name = sorted(record["files"])[0]
+        (source / "deepspeed" / "learner" / name).write_bytes(b"something else")
+    policy = worker.make(model_folder(), replace(worker.CONFIG, learner="deepspeed"))  # alone, a group of one
+    assert policy.learner.world == 1
+    with pytest.raises(ValueError, match="of 1 ranks" if change == "ranks" else "not those that were saved"):
+        policy.load(source)
+
+
+def test_alone_it_equals_the_torch_learner(alone, model_folder):
+    policy = worker.make(model_folder(), replace(worker.CONFIG, learner="deepspeed"))
+    worker.play(policy, range(worker.ROUNDS))
+    expected = dict(alone("zero2")[0].model.named_parameters())
+    for name, value in policy.learner.weights().items():
+        if name in expected:
+            torch.testing.assert_close(value, expected[name].detach(), rtol=2e-5, atol=2e-5)
+    with pytest.raises(ValueError, match="deepspeed trains the policy alone"):
+        policy.learner.add("head", torch.nn.Linear(2, 2))
+
+
+@pytest.mark.slow
+def test_the_deepspeed_launcher_with_a_hostfile(tmp_path, alone, model_folder):
+    case = {"zero2": {**CASES["zero2"], "resume": False}}
+    (tmp_path / "job.json").write_text(json.dumps({"model": model_folder(), "cases": case}))
+    (tmp_path / "hostfile").write_text("localhost slots=2\n")
+    launcher = str(Path(sys.executable).with_name("deepspeed"))
+    command = [launcher, "--hostfile", str(tmp_path / "hostfile"), "--no_local_rank", "--master_port", "29641"]
+    launch(command, tmp_path, 600)
+    start = dict(AutoModelForCausalLM.from_pretrained(model_folder()).named_parameters())
+    assert_weights(tmp_path / "zero2.safetensors", alone("zero2")[0], start, 2e-5)
