@@ -7,6 +7,7 @@ import json
 import os
 import random
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -86,7 +87,9 @@ class JsonClient:
             self._headers()
         self.requests = 0
         """Requests sent so far, repeated ones included."""
-        self._open: ExitStack | None = None
+        self._connections: weakref.finalize | None = None
+        """Ends the connections and their thread: by `close`, with the client, or before the interpreter, whose exit else
+        waits for the thread for ever."""
 
     def _headers(self) -> dict[str, str]:
         if self._token_env is None:
@@ -111,7 +114,7 @@ class JsonClient:
         """
         if not bodies:
             return []
-        if self._open is None:
+        if self._connections is None:
             self._start()
         results: list[T | None] = [None] * len(bodies)
 
@@ -149,13 +152,13 @@ class JsonClient:
             trust_env=not is_loopback(urlsplit(self.url).hostname or ""),  # no proxy leads to this machine
         )
         self._client = stack.enter_context(self._portal.wrap_async_context_manager(client))
-        self._open = stack
+        self._connections = weakref.finalize(self, stack.close)
 
     def close(self) -> None:
         """Lets connections go; the next request opens them again."""
-        if self._open is not None:
-            self._open.close()
-            self._open = None
+        if self._connections is not None:
+            self._connections()
+            self._connections = None
 
     async def _post(self, path: str, body: Any, read: Callable[[Any], T]) -> T:
         patience, begun, said = self.patience, time.monotonic(), "no answer"

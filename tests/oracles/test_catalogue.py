@@ -52,7 +52,7 @@ def test_another_packages_oracle_is_found_by_its_entry_point(monkeypatch):
     ("spec", "kwargs", "said"),
     [
         ("nobody", None, "'remote:URL', .*'human' or an Oracle, got 'nobody'"),
-        ("remote", None, "expected remote:URL"),
+        ("remote", None, "expected 'remote:URL'"),
         ("human:me", None, "expected 'human'"),
         ("judge:m", None, "url"),
         ("human", {"loud": True}, "loud"),

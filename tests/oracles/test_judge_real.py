@@ -20,6 +20,11 @@ from llm_duel_env.tasks.tiny_tldr import ASSETS
 pytest.importorskip("openai")
 pytest.importorskip("fastapi")
 WORDS = ["<unk>", "<eos>", "good", "bad", "p", "[[A]]", "[[B]]"]
+SERVE = """
+import sys
+from transformers.cli.serve import Serve  # what `transformers serve` calls, without what its other commands need
+Serve(sys.argv[1], host="127.0.0.1", port=int(sys.argv[2]), device="cpu")
+"""
 LAST_MESSAGE = "{{ messages[-1]['content'] }}"
 
 
@@ -70,8 +75,7 @@ def serving():
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        program = os.path.join(os.path.dirname(sys.executable), "transformers")
-        command = [program, "serve", str(folder), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+        command = [sys.executable, "-c", SERVE, str(folder), str(port)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         started.append(process)

@@ -1,6 +1,8 @@
 """The remote oracle against servers that misbehave: no label lost, none invented, and never a hang."""
 
 import json
+import subprocess
+import sys
 import threading
 import time
 
@@ -158,6 +160,17 @@ def test_a_server_that_is_not_there(serve):
     with pytest.raises(OracleError, match=r"3 tries.*no connection"):
         oracle.utility(PROMPTS, FIRST)
     oracle.close()
+
+
+def test_a_program_that_closes_nothing_ends(serve):
+    code = """
+import sys, numpy as np
+from llm_duel_env.oracles.remote import RemoteOracle
+oracle = RemoteOracle(sys.argv[1])
+print(oracle.utility({"prompt": ("p",)}, np.array(["abcd"], object)))
+"""
+    done = subprocess.run([sys.executable, "-c", code, serve(ours).url], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, f"[{truth('p', 'abcd')}]\n"), done.stderr
 
 
 def test_bytes_that_drip_in_meet_the_deadline(serve):
