@@ -88,8 +88,8 @@ class JsonClient:
         self.requests = 0
         """Requests sent so far, repeated ones included."""
         self._connections: weakref.finalize | None = None
-        """Ends the connections and their thread: by `close`, with the client, or before the interpreter, whose exit else
-        waits for the thread for ever."""
+        """Ends the connections and their thread: when `close` is called, when the client is gone, or before the
+        interpreter ends, which else waits for the thread for ever."""
 
     def _headers(self) -> dict[str, str]:
         if self._token_env is None:

@@ -36,7 +36,7 @@ class ScoreAPI(litserve.LitAPI):
             text_template=settings.text_template,
         )
 
-    def decode_request(self, request, **_: Any) -> list[Text]:  # type: ignore[no-untyped-def]
+    def decode_request(self, request, **_: Any) -> list[Text]:
         """The texts of one request. Not annotated: LitServe would take that for the schema of a query."""
         return [(text["prompt"], text["response"]) for text in request["texts"]]
 
@@ -44,17 +44,17 @@ class ScoreAPI(litserve.LitAPI):
         """Requests as they came: `predict` takes them together."""
         return inputs
 
-    def predict(self, x: Any, **_: Any) -> list[Scores]:
+    def predict(self, x: Any, **_: Any) -> Any:
         """The scores of each request's texts; where max_batch is 1, LitServe gives and takes one request alone."""
         if self.settings.max_batch == 1:
-            return self._score([x])[0]  # type: ignore[return-value]
+            return self._score([x])[0]
         return self._score(x)
 
     def unbatch(self, output: list[Scores]) -> list[Scores]:
         """One entry per request."""
         return output
 
-    def encode_response(self, output: Scores, **_: Any):  # type: ignore[no-untyped-def]
+    def encode_response(self, output: Scores, **_: Any):
         """What one request is answered, a dict; not annotated, for the same reason."""
         return {"model": self.settings.served_name, "scores": output}
 
