@@ -125,7 +125,14 @@ def serve(settings: ServerSettings) -> None:
         restart_workers=True,
         model_metadata={"name": settings.served_name},
     )
-    signal.signal(signal.SIGTERM, _as_interrupt)  # LitServe ends its workers on the latter alone
+    owner = os.getpid()
+
+    def stop(_number: int, _frame: Any) -> None:
+        if os.getpid() == owner:  # the forked process that answers requests ends by itself
+            raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):  # LitServe ends its workers on a KeyboardInterrupt alone
+        signal.signal(number, stop)
     print(f"serving {settings.served_name} at http://{settings.host}:{settings.port}/score", flush=True)
     try:
         server.run(
@@ -138,10 +145,6 @@ def serve(settings: ServerSettings) -> None:
         )
     except RuntimeError as error:  # a worker that does not start; it has said why
         raise ValueError(f"cannot serve {settings.model!r}: {error}") from error
-
-
-def _as_interrupt(_number: int, _frame: Any) -> None:
-    raise KeyboardInterrupt
 
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]

@@ -64,7 +64,9 @@ def server():
         yield port
     finally:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == 0
+        said = process.communicate(timeout=60)[0]
+        assert process.returncode == 0
+        assert "Traceback" not in said
         with socket.socket() as probe:  # nobody is left who listens
             assert probe.connect_ex(("127.0.0.1", port)) != 0
 
