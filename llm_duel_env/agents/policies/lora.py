@@ -74,9 +74,9 @@ def continue_adapter(model: PreTrainedModel, folder: str, config: PolicyConfig) 
     put_state(model, folder)
 
 
-def state(model: PreTrainedModel, weights: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """The adapter's weights (of `weights` where they are given) by their names in the model."""
-    return {name: p for name, p in (weights or model.state_dict()).items() if ".lora_" in name}
+def state(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The adapter's weights by their names in the model."""
+    return {name: value for name, value in model.state_dict().items() if ".lora_" in name}
 
 
 def put_state(model: PreTrainedModel, folder: str | Path) -> None:

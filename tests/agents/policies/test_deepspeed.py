@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 HERE = Path(__file__).parent
@@ -96,24 +96,27 @@ def results(folder: Path, name: str) -> list[dict]:
     return [json.loads((folder / f"{name}.{rank}.json").read_text()) for rank in (0, 1)]
 
 
-def assert_weights(path: Path, policy, start, tolerance: float) -> None:
+def assert_weights(path: Path, policy, start, tolerance: float = 1e-3) -> None:
+    """Each tensor is where the policy's is, compared with how far it has come. Not number by number: Adam makes a step
+    of full length of a gradient that is nothing but rounding."""
     found, expected = load_file(path), dict(policy.model.named_parameters())
     assert set(found) >= set(expected)
-    moved = 0.0
+    trained = [name for name, p in expected.items() if p.requires_grad]
+    assert trained
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value.detach(), rtol=tolerance, atol=tolerance, msg=name)
-        if name in start:
-            moved = max(moved, float((value - start[name]).abs().max()))
-        else:
-            moved = max(moved, float(value.abs().max()))  # an adapter's
-    assert moved > 50 * tolerance  # training went far beyond the tolerance
+        if name not in trained:
+            assert torch.equal(found[name], value), name
+            continue
+        way = float((value - start.get(name, torch.zeros(()))).norm())
+        assert way > 1e-2, name
+        assert float((found[name] - value).norm()) <= tolerance * way, name
 
 
 @pytest.mark.parametrize("name", EXACT)
 def test_two_ranks_end_where_one_process_does(played, alone, model_folder, name):
     policy, metrics = alone(name)
     start = dict(AutoModelForCausalLM.from_pretrained(model_folder()).named_parameters())
-    assert_weights(played / f"{name}.safetensors", policy, start, 2e-5)
+    assert_weights(played / f"{name}.safetensors", policy, start)
     for result in results(played, name):
         assert result["world"] == 2
         for got, expected in zip(result["metrics"], metrics, strict=True):
@@ -144,7 +147,7 @@ def test_a_checkpoint_goes_on_exactly(played, name):
 def test_reset_begins_anew(played, alone, model_folder, name):
     policy, _ = alone(name)
     start = dict(AutoModelForCausalLM.from_pretrained(model_folder()).named_parameters())
-    assert_weights(played / f"{name}.anew.safetensors", policy, start, 2e-5)
+    assert_weights(played / f"{name}.anew.safetensors", policy, start)
 
 
 @pytest.mark.parametrize("name", RESUMED)
@@ -192,13 +195,12 @@ def test_a_checkpoint_of_others_or_a_changed_one_is_refused(played, model_folder
         policy.load(source)
 
 
-def test_alone_it_equals_the_torch_learner(alone, model_folder):
+def test_alone_it_equals_the_torch_learner(alone, model_folder, tmp_path):
     policy = worker.make(model_folder(), replace(worker.CONFIG, learner="deepspeed"))
     worker.play(policy, range(worker.ROUNDS))
-    expected = dict(alone("zero2")[0].model.named_parameters())
-    for name, value in policy.learner.weights().items():
-        if name in expected:
-            torch.testing.assert_close(value, expected[name].detach(), rtol=2e-5, atol=2e-5)
+    save_file({name: value.contiguous() for name, value in policy.learner.weights().items()}, tmp_path / "weights")
+    start = dict(AutoModelForCausalLM.from_pretrained(model_folder()).named_parameters())
+    assert_weights(tmp_path / "weights", alone("zero2")[0], start)
     with pytest.raises(ValueError, match="deepspeed trains the policy alone"):
         policy.learner.add("head", torch.nn.Linear(2, 2))
 
@@ -212,4 +214,4 @@ def test_the_deepspeed_launcher_with_a_hostfile(tmp_path, alone, model_folder):
     command = [launcher, "--hostfile", str(tmp_path / "hostfile"), "--no_local_rank", "--master_port", "29641"]
     launch(command, tmp_path, 600)
     start = dict(AutoModelForCausalLM.from_pretrained(model_folder()).named_parameters())
-    assert_weights(tmp_path / "zero2.safetensors", alone("zero2")[0], start, 2e-5)
+    assert_weights(tmp_path / "zero2.safetensors", alone("zero2")[0], start)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -85,6 +86,13 @@ def test_a_share_smaller_than_a_microbatch_and_no_clipping():
     assert result["train_micro_batch_size_per_gpu"] == 3  # the rank with most rows has three of twelve
     assert result["gradient_accumulation_steps"] == 1
     assert result["gradient_clipping"] == 0.0
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[3] / "examples" / "deepspeed").glob("*.json")))
+def test_the_examples_are_complete(path):
+    result = fill(read_config(str(path)), bf16=True)
+    assert result["bf16"]["enabled"] is True
+    assert "auto" not in json.dumps(result)
 
 
 def test_files(tmp_path):

@@ -46,10 +46,16 @@ def test_gradient_checkpointing_teaches_the_same(model_folder, family, monkeypat
     assert kept  # the layers were checkpointed ...
     assert not any(kept)  # ... and nothing in them was in training mode
     assert not any(module.training for module in policies[1].model.modules())
-    start = dict(policies[0].encoder.named_parameters())
-    for (name, value), other in zip(policies[0].model.named_parameters(), policies[1].model.parameters()):
-        torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-5, msg=name)
-        assert (value - start[name]).abs().max() > 1e-3, name
+    # Adam's first moments after one step are a tenth of the gradient.
+    plain, checkpointed = (
+        {name: policy.learner.optimizer.state[p]["exp_avg"] for name, p in policy.model.named_parameters()}
+        for policy in policies
+    )
+    scale = max(float(value.abs().max()) for value in plain.values())
+    for name, value in plain.items():
+        torch.testing.assert_close(checkpointed[name], value, rtol=1e-4, atol=1e-5 * scale)
+        if "query_key_value.bias" not in name:
+            assert value.abs().max() > 1e-4 * scale, name
     # A policy whose layers can be checkpointed still samples with their cache.
     fresh = [make(model_folder(family), gradient_checkpointing=on) for on in (False, True)]
     one, other = (policy.sample(fixtures.observe(IDS), 3, ("b",)).tokens for policy in fresh)

@@ -127,7 +127,11 @@ class DeepSpeedLearner:
         from deepspeed.utils import safe_get_full_fp32_param
 
         parameters = dict(self.model.named_parameters())
-        result = {name: value for name, value in self.model.state_dict().items() if name not in parameters}
+        # What is left of the state are buffers, and tied parameters under their other names, which are left out: under
+        # ZeRO 3 they are placeholders without numbers, and under bf16 they would be rounded.
+        held = {parameter.data_ptr() for parameter in parameters.values()}
+        others = ((name, value) for name, value in self.model.state_dict().items() if name not in parameters)
+        result = {name: value for name, value in others if value.numel() and value.data_ptr() not in held}
         for name, parameter in parameters.items():
             value = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
             if value is None:
@@ -136,8 +140,7 @@ class DeepSpeedLearner:
                     value = value.clone() if self.rank == 0 else value
             if self.rank == 0:
                 result[name] = value.reshape(self._shape(parameter)).cpu()
-        # A tied parameter has one name among the parameters, and under ZeRO 3 a placeholder under its other ones.
-        return {name: v for name, v in result.items() if v.numel()} if self.rank == 0 else {}
+        return result if self.rank == 0 else {}
 
     def set_weights(self, weights: dict[str, Tensor]) -> None:
         """See `Learner.set_weights`. Every rank is given the same."""
