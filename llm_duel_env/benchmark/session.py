@@ -31,8 +31,9 @@ from llm_duel_env.benchmark.statistics import bootstrap_interval
 from llm_duel_env.metrics import known_mean, summarise
 from llm_duel_env.types import Duels, Metrics
 
-DIAGNOSED = 128
-"""Held-out prompts on which KL, entropy and length are measured."""
+DIAGNOSED = 64
+"""Held-out prompts on which KL, entropy and length are measured along the curve; at its end, on all that
+are evaluated."""
 CURVE = (
     *("queries", "offline_win_rate", "win_low", "win_high", "offline_win_probability", "true_utility"),
     *("simple_regret", "kl", "entropy", "length", "mean_online_win_rate", "cumulative_regret", "claimed_queries"),
@@ -66,9 +67,7 @@ class Session:
         self.agent = agent_class(
             self.core.task.view(), agent_class.configure(config.overrides), seed=config.seed, budget=config.budget
         )
-        heldout = self.core.task.heldout_ids
-        self.prompts = min(config.eval_prompts, len(heldout))
-        self.diagnosed = self.core.task.observe(heldout[: min(self.prompts, DIAGNOSED)])
+        self.heldout = self.core.task.heldout_ids[: config.eval_prompts]
         self.time: dict[str, float] = defaultdict(float)
         """Seconds by kind of work, over all sittings of the run."""
         self.logged: dict[str, float] = {}
@@ -155,8 +154,9 @@ class Session:
     def evaluate(self) -> None:
         """Measures the deployed policy on the held-out prompts."""
         with self._clock("evaluate"):
-            measured = self.core.evaluate_prompts(self.agent.respond, self.prompts)
-            point = summarise(measured) | self.agent.diagnose(self.diagnosed)
+            measured = self.core.evaluate_prompts(self.agent.respond, len(self.heldout))
+            diagnosed = self.heldout if self.over else self.heldout[:DIAGNOSED]  # most of an evaluation's time
+            point = summarise(measured) | self.agent.diagnose(self.core.task.observe(diagnosed))
         wins = measured["offline_win_rate"]
         if (known := ~np.isnan(wins)).any():
             interval = bootstrap_interval(wins[known], seed=self.config.seed, resamples=1000)
@@ -292,7 +292,7 @@ class Session:
             "seed": config.seed,
             "budget": config.budget,
             "batch": config.batch,
-            "eval_prompts": self.prompts,
+            "eval_prompts": len(self.heldout),
             "queries": self.queries,
             "evaluations": int(self.sums["evaluations"]),
             "oracle": self.core.task.oracle.usage(),
