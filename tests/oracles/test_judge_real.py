@@ -19,6 +19,7 @@ from llm_duel_env.tasks.tiny_tldr import ASSETS
 
 pytest.importorskip("openai")
 pytest.importorskip("fastapi")
+pytest.importorskip("accelerate")  # with which the server loads its model
 WORDS = ["<unk>", "<eos>", "good", "bad", "p", "[[A]]", "[[B]]"]
 SERVE = """
 import sys
