@@ -79,7 +79,8 @@ class SB3Agent(Agent):
         unknown = sorted(set(config.settings) - set(known))
         if unknown:
             raise ValueError(f"settings: {self.algorithm} takes {known}, got {unknown}")
-        self.candidates = int(task.response_space.n)  # type: ignore[attr-defined]
+        assert isinstance(task.response_space, spaces.Discrete)  # as on every finite task
+        self.candidates = int(task.response_space.n)
         shape = _Shape(feature_space(task.observation_space), action_space(self.candidates, self.random_opponent))
         with seeded(seed, "model", 0), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # on batch sizes: the number of environments comes with `act`
