@@ -86,6 +86,8 @@ class DeepSpeedLearner:
     def backward(self, value: Tensor, last: bool) -> None:
         """See `Engine.backward`."""
         self.engine.set_gradient_accumulation_boundary(last)
+        # The engine's own forward does this; without it ZeRO 3 would keep the last microbatch's gradients alone.
+        self.optimizer.clear_backward_seen_flag()
         # DeepSpeed takes the mean over ranks; the loop's weights ask for the sum.
         self.engine.backward(value * self.world, scale_wrt_gas=False)
 
