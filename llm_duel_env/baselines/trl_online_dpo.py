@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from llm_duel_env.agents.base import Agent, AgentConfig
+from llm_duel_env.agents.policies.learners.torch_learner import TorchLearner
 from llm_duel_env.agents.policies.base import PolicyConfig, learning_rate
 from llm_duel_env.agents.policies.language_model import LanguageModelPolicy
 from llm_duel_env.agents.policies.shared_prefix import pad_left
@@ -97,8 +98,10 @@ class TRLOnlineDPO(Agent):
         with library_seed(seed, "trl", "trainer", devices=self.devices), no_progress_bars():
             self.trainer = self._make_trainer()
         # Its moments are saved, loaded and counted by the learner, like those of our own optimizer.
-        self.policy.learner.optimizer = self.trainer.create_optimizer()
-        self.policy.learner.fused = bool(self.policy.learner.optimizer.defaults.get("fused"))
+        learner = self.policy.learner
+        assert isinstance(learner, TorchLearner)  # the only one that is not refused above
+        learner.optimizer = self.trainer.create_optimizer()
+        learner.fused = bool(learner.optimizer.defaults.get("fused"))
 
     def _make_trainer(self) -> Any:
         policy, config = self.policy, self.config

@@ -41,7 +41,7 @@ class Feedback:
             raise ValueError(f"feedback: expected 'bernoulli' or 'threshold', got {self.kind!r}")
         for name, most in (("flip_rate", 1), ("tie_margin", 0.5)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= most:
+            if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= most:
                 raise ValueError(f"{name}: expected a number from 0 to {most}, got {value!r}")
 
     def label(self, probability: np.ndarray, seed: int, numbers: np.ndarray) -> np.ndarray:

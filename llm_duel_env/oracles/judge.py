@@ -184,9 +184,11 @@ class JudgeOracle(Oracle):
                 if self.max_cost is not None and self._cost() >= self.max_cost:
                     raise OracleError(f"the judge has cost {self._cost():.4f}, and max_cost is {self.max_cost}")
                 bodies = [self._body(questions[key], attempt) for key in some]
-                replies = self.client.post_all(
-                    "/chat/completions", bodies, lambda answer, number, some=some: self._note(answer, some[number])
-                )
+
+                def note(answer: Any, number: int, some: list[str] = some) -> str:
+                    return self._note(answer, some[number])
+
+                replies = self.client.post_all("/chat/completions", bodies, note)
                 reply = next((text for key, text in zip(some, replies) if key not in self._verdicts), reply)
         without = [key for key in questions if key not in self._verdicts]
         if without:

@@ -6,7 +6,7 @@ Its checkpoints bring code of their own; here the few lines that they need stand
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -43,7 +43,9 @@ class PairRM(DebertaV2PreTrainedModel):
     @no_progress_bars()
     def load(cls, model: str | os.PathLike[str], dtype: torch.dtype) -> PairRM:
         """The trained model. ValueError where weights or markers are missing."""
-        found, info = cls.from_pretrained(model, dtype=dtype, use_safetensors=True, output_loading_info=True)
+        found: PairRM
+        info: dict[str, Any]
+        found, info = cast(Any, cls).from_pretrained(model, dtype=dtype, use_safetensors=True, output_loading_info=True)
         if info["missing_keys"]:
             raise ValueError(f"{model} is not a trained PairRM: it lacks weights {sorted(info['missing_keys'])}")
         missing = [name for name in MARKERS if not isinstance(getattr(found.config, name, None), int)]

@@ -82,7 +82,8 @@ class PairwiseModelOracle(Oracle):
         with loading(model, "pairwise model"):
             is_pairrm = "DebertaV2PairRM" in (_config(model).get("architectures") or [])
             self.tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-            self.model = (PairRM.load(model, weights) if is_pairrm else _classifier(model, weights)).to(place)
+            found: Any = PairRM.load(model, weights) if is_pairrm else _classifier(model, weights)
+            self.model = found.to(place)
         if is_pairrm and text_template is not None:
             raise ValueError("text_template: PairRM has a form of its own; expected none")
         if not is_pairrm:
@@ -155,7 +156,9 @@ class PairwiseModelOracle(Oracle):
 
 def _config(model: str | os.PathLike[str]) -> dict[str, Any]:
     # As plain JSON: a configuration class of transformers may drop what it does not know.
-    with open(cached_file(model, "config.json"), encoding="utf-8") as file:
+    path = cached_file(model, "config.json")
+    assert path is not None  # a file that is not there is an error of its own
+    with open(path, encoding="utf-8") as file:
         return json.load(file)
 
 

@@ -91,8 +91,8 @@ class PolicyConfig:
                 f"policy.lora_rank, policy.lora_alpha: expected 0 or more, and a positive number, got {got}"
             )
         if not 0 <= self.final_learning_rate <= 1:
-            got = self.final_learning_rate
-            raise ValueError(f"policy.final_learning_rate: expected a share of the peak in [0, 1], got {got}")
+            share = self.final_learning_rate
+            raise ValueError(f"policy.final_learning_rate: expected a share of the peak in [0, 1], got {share}")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"policy.warmup: expected a share of the budget in [0, 1), got {self.warmup}")
 

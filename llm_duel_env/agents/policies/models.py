@@ -49,7 +49,8 @@ class Models:
                 lora.continue_adapter(self.policy, start, config)
             else:
                 lora.add_adapter(self.policy, config, seed)
-            self.policy.to(device).eval()
+            self.policy.to(device)  # type: ignore[arg-type]  # transformers wraps `to` in a way mypy cannot follow
+            self.policy.eval()
             if bf16:
                 for parameter in self.policy.parameters():
                     if not parameter.requires_grad:
