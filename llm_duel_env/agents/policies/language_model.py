@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from llm_duel_env.adapters import base_model, is_adapter
 from llm_duel_env.agents.policies.base import DirectOptimizer, Policy, PolicyConfig, check_mixture
 from llm_duel_env.agents.policies.checkpointing import checkpointing
 from llm_duel_env.agents.policies.encoder import FrozenEncoder, load_encoder
@@ -91,7 +92,8 @@ class LanguageModelPolicy(Policy):
         self.feature_size = self.embedder.feature_size
         self.models.start_learning()
         self.learner = self.models.learner
-        self.vllm = self._make_vllm(task.model) if config.sampler == "vllm" else None
+        start = base_model(task.model) if is_adapter(task.model) else task.model
+        self.vllm = self._make_vllm(start) if config.sampler == "vllm" else None
         self.generated_tokens = 0
         """Tokens of all responses that `sample` gave; greedy decoding and diagnosis are not counted."""
         self.clock = Stopwatch()
@@ -169,8 +171,10 @@ class LanguageModelPolicy(Policy):
         the model and, with weight `mixture`, the reference."""
         if n < 1 or (temperature is not None and not temperature > 0):
             raise ValueError(f"expected n >= 1 and a positive temperature, got {n} and {temperature}")
-        with self.models.using(model, *([self.reference] if mixture else [])):
-            sampled = self._sampler(model, mixture).sample(
+        sampler = self._sampler(model, mixture)
+        called = [] if sampler is self.vllm else [model, *([self.reference] if mixture else [])]
+        with self.models.using(*called):
+            sampled = sampler.sample(
                 self._prompts(observation), observation["prompt_id"], stream, n=n, temperature=temperature or 1.0
             )
         texts = self.tokens.decode(sampled.tokens, sampled.lengths)

@@ -34,7 +34,7 @@ class Engine:
         self.settings, self.log, self.asked = settings, [], []
         self.pushed = {}
         self.llm_engine = SimpleNamespace(engine_core=SimpleNamespace(shutdown=lambda: self.log.append("shutdown")))
-        runner = SimpleNamespace(reload_weights=self.reload_weights)
+        runner = SimpleNamespace(reload_weights=self.reload_weights, get_model=lambda: nn.Identity())
         self.worker = SimpleNamespace(model_runner=runner)
 
     def reload_weights(self, weights_iterator):
@@ -280,6 +280,7 @@ def test_sharded_parameters_are_gathered_one_at_a_time(monkeypatch):
     ("settings", "told"),
     [
         ({"sampler": "vlm"}, "policy.sampler: expected torch or vllm, got 'vlm'"),
+        ({"sampler": "vllm", "temperature": 0.001}, "policy.temperature: vLLM takes 0.01 and more, got 0.001"),
         ({"sampler_memory": 1.5}, r"policy.sampler_memory: expected a share in \(0, 1\), got 1.5"),
     ],
 )

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
 import warnings
 from dataclasses import replace
 from functools import partial
@@ -20,6 +25,9 @@ from llm_duel_env.agents.policies.base import PolicyConfig
 from llm_duel_env.agents.policies.language_model import LanguageModelPolicy
 from llm_duel_env.agents.policies.samplers import vllm_sampler
 from llm_duel_env.agents.policies.scoring import log_probs
+from llm_duel_env.benchmark.run_config import RunConfig
+from llm_duel_env.benchmark.runner import RunInterrupted, run
+from llm_duel_env.benchmark.session import Session
 from llm_duel_env.tasks import make_task
 from llm_duel_env.types import Preferences
 
@@ -106,6 +114,8 @@ def train(policy, observation, number=0):
 def test_log_probs_are_those_of_transformers(folder, family):
     policy = make(folder(family))
     assert far(policy, fixtures.observe(IDS), (0, "a")) < 1e-5
+    train(policy, fixtures.observe(IDS))
+    assert far(policy, fixtures.observe(IDS), (0, "a")) < 1e-5  # with tied and untied output layers
     policy.vllm.close()
 
 
@@ -174,7 +184,7 @@ def test_reference_and_mixture_are_drawn_by_torch(llama):
 
 def test_every_update_reaches_the_engine_before_the_next_draw(tiny):
     observation = tiny.task.observe(np.arange(8))
-    assert min(len(ids) for ids in tiny.tokens.prompts(observation["prompt"])) > 2 * vllm_sampler.CPU_BLOCK
+    assert min(len(ids) for ids in tiny.tokens.prompts(observation["prompt"])) > vllm_sampler.CPU_BLOCK
     assert far(tiny, observation, (0, "a")) < 1e-5
     before = tiny.sample(observation, 4, ("a",))
     start = tiny.log_prob(before)
@@ -225,20 +235,42 @@ def test_engines_are_gone_with_their_policies(folder):
     assert vllm_sampler._open_engines == before
 
 
-def test_a_run_of_two_rounds(tmp_path):
-    import json
-    import os
-    import subprocess
-    import sys
+def metrics_of(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if not name.startswith("time/")} for line in lines]
 
+
+def test_a_run_stopped_and_resumed_is_the_uninterrupted_one_of_another_process(tmp_path, monkeypatch):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
     command = [
         sys.executable, "-m", "llm_duel_env.cli", "run", "--agent", "online_dpo", "--env", "duel/TinyTLDR-v0",
-        "--budget", "16", "--batch", "8", "--eval-every", "1", "--eval-prompts", "8", "--set", "policy.sampler=vllm",
-        "--folder", str(tmp_path / "run"),
+        "--budget", "16", "--batch", "8", "--eval-every", "0.5", "--eval-prompts", "8", "--folder", str(whole),
+        "--set", "policy.sampler=vllm",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    config = replace(RunConfig.read(whole), folder=str(broken))
+    assert config.overrides["policy.sampler"] == "vllm"
+    monkeypatch.setattr("llm_duel_env.benchmark.session.Session.evaluate_if_due", stopping())
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.raises(RunInterrupted, match="stopped after"):
+        run(config, say=str)
+    result = run(config, resume=True, say=str)
+    torch.set_num_threads(threads)
     assert result["queries"] == 16
-    config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert config["overrides"]["policy.sampler"] == "vllm"
+    assert metrics_of(whole) == metrics_of(broken)
+    assert (whole / "ledger.jsonl").read_bytes() == (broken / "ledger.jsonl").read_bytes()
+
+
+def stopping():
+    """`Session.evaluate_if_due` that asks the run to stop, as Ctrl-C does, after the first round."""
+    real, rounds = Session.evaluate_if_due, []
+
+    def evaluate_if_due(self):
+        real(self)
+        rounds.append(1)
+        if len(rounds) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return evaluate_if_due

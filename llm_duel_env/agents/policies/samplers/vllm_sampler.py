@@ -8,16 +8,19 @@ policy's own, because an engine that silently keeps old weights would make every
 from __future__ import annotations
 
 import contextlib
+import gc
 import inspect
 import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from llm_duel_env.agents.policies.samplers.base import Sampled, keyed_seeds
 from llm_duel_env.extras import require
@@ -134,7 +137,8 @@ class VLLMSampler:
             for seed in seeds
         ]
         requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-        answers = self.engine.generate(requests, settings, use_tqdm=False)
+        with self._compiling():
+            answers = self.engine.generate(requests, settings, use_tqdm=False)
         sampled = _arrays([answer.outputs for answer in answers], n)
         if self._unchecked:
             self._check(prompts, sampled)
@@ -164,7 +168,7 @@ class VLLMSampler:
         )
         length = self.max_prompt_tokens + self.limit
         try:
-            with _left_alone():
+            with _left_alone(), self._compiling():
                 self.engine = self.vllm.LLM(
                     model=self.model,
                     dtype="bfloat16" if self.bf16 else "float32",
@@ -185,6 +189,11 @@ class VLLMSampler:
         if lacking:
             self.close()
             raise RuntimeError(f"{versions()} lacks {', '.join(lacking)}\n{_WAY_OUT}")
+
+    def _compiling(self) -> AbstractContextManager:
+        """On a CPU nothing is compiled: single functions of vLLM would be, for longer than they ever run, by a C++
+        compiler that may not be there."""
+        return nullcontext() if self.device.type == "cuda" else torch.compiler.set_stance("force_eager")
 
     def _check(self, prompts: Sequence[Sequence[int]], sampled: Sampled) -> None:
         """Compares the first response's log-probability with the policy's."""
@@ -223,9 +232,14 @@ def _prepare_environment() -> None:
 
 @contextlib.contextmanager
 def _left_alone() -> Iterator[None]:
-    """Puts back what building an engine changes for the whole process: on a CPU `torch.set_num_threads`, and libraries
-    that every later child would preload; the state of torch's global generator anywhere."""
+    """Puts back what building an engine changes for the whole process.
+
+    On a CPU `torch.set_num_threads`, and libraries that every later child would preload; anywhere the state of torch's
+    global generator, objects taken from the garbage collector, and classes of transformers: families that vLLM has no
+    code of its own for run through them, and it makes them its own.
+    """
     threads, preload = torch.set_num_threads, os.environ.get("LD_PRELOAD")
+    makers: dict[Any, Any] = {model: model.__init__ for model in _subclasses(PreTrainedModel)}
     try:
         with torch.random.fork_rng():
             yield
@@ -235,11 +249,27 @@ def _left_alone() -> Iterator[None]:
             os.environ.pop("LD_PRELOAD", None)
         else:
             os.environ["LD_PRELOAD"] = preload
+        for model, maker in makers.items():
+            if model.__init__ is not maker:
+                model.__init__ = maker
+                model.do_not_compile = True  # what its new __call__ asks of models that vLLM did not make
+        gc.unfreeze()
+
+
+def _subclasses(of: type) -> Iterator[type]:
+    for one in of.__subclasses__():
+        yield one
+        yield from _subclasses(one)
 
 
 def _reload(worker: Any, weights: Iterator[tuple[str, Tensor]]) -> None:
     """Runs in the engine's worker."""
     worker.model_runner.reload_weights(weights_iterator=weights)
+    for layer in worker.model_runner.get_model().modules():
+        # On a CPU layers compute with a packed copy of their weights. An output layer that is tied to the embedding is
+        # not among the weights that come, and its copy would stay the old one.
+        if type(layer).__name__ == "ParallelLMHead" and hasattr(layer, "cpu_linear"):
+            layer.quant_method.process_weights_after_loading(layer)
 
 
 def _takes_iterator(worker: Any) -> bool:
