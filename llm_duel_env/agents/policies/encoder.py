@@ -31,7 +31,8 @@ def load_model(name: str, device: torch.device) -> PreTrainedModel:
         ValueError: there is no such model.
     """
     if is_adapter(name):
-        return load_merged(name, AutoModelForCausalLM, dtype=torch.float32).to(device)
+        merged = load_merged(name, AutoModelForCausalLM, dtype=torch.float32)
+        return merged.to(device).requires_grad_(True)  # peft froze the base
     with loading(name):
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         # Only eager attention knows Gemma 2's cap of the attention scores.
