@@ -256,7 +256,7 @@ def _left_alone() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _subclasses(of: type) -> Iterator[type]:
+def _subclasses(of: Any) -> Iterator[Any]:
     for one in of.__subclasses__():
         yield one
         yield from _subclasses(one)
