@@ -42,6 +42,8 @@ class Models:
         self.start, self.config, self.device = start, config, device
         self.lora = config.lora_rank > 0
         from_adapter = is_adapter(start)
+        if from_adapter and config.sampler == "vllm":
+            raise ValueError(f"policy.sampler: vllm loads model folders, got the adapter {start}; export it first")
         frozen: Any
         if self.lora:
             self.policy = load_model(base_model(start) if from_adapter else start, device)
