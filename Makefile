@@ -51,11 +51,11 @@ test-vllm: $(VENV_VLLM)/.installed  ## the tests of the vLLM sampler, with vLLM 
 bench-vllm: $(VENV_VLLM)/.installed  ## tokens per second of the torch sampler and of vLLM, side by side
 	OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/python benchmark/engine_vllm.py $(ARGS)
 
-# vLLM bounds numpy tighter than constraints.txt pins it, and brings torchvision, torchaudio and torchcodec as builds that
-# may not fit its torch and then break `import transformers`: nothing here needs the three.
+# Of what vLLM brings, mistral_common wants an older numpy than constraints.txt pins; torchvision, torchaudio and torchcodec
+# may come as builds that do not fit its torch and then break `import transformers`: nothing here needs the three.
 $(VENV_VLLM)/.installed: pyproject.toml constraints.txt
 	test -x $(VENV_VLLM)/bin/python || $(PYTHON) -m venv $(VENV_VLLM)
-	grep -vE '^(numpy|httpx2)==' constraints.txt > $(VENV_VLLM)/constraints.txt
+	grep -v '^numpy==' constraints.txt > $(VENV_VLLM)/constraints.txt
 	$(VENV_VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 	$(VENV_VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(VENV_VLLM)/constraints.txt torch
 	$(VENV_VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(VENV_VLLM)/constraints.txt \
