@@ -46,7 +46,7 @@ test-slow: setup-dev  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 test-vllm: $(VENV_VLLM)/.installed  ## the tests of the vLLM sampler, with vLLM for CPUs in an environment of its own
-	OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/python -m pytest tests/agents/policies/test_vllm_sampler.py $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/python -m pytest --timeout 1200 tests/agents/policies/test_vllm_sampler.py $(ARGS)
 
 bench-vllm: $(VENV_VLLM)/.installed  ## tokens per second of the torch sampler and of vLLM, side by side
 	OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/python benchmark/engine_vllm.py $(ARGS)
