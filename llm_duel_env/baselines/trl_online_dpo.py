@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from llm_duel_env.agents.base import Agent, AgentConfig
-from llm_duel_env.agents.policies.learners.torch_learner import TorchLearner
 from llm_duel_env.agents.policies.base import PolicyConfig, learning_rate
 from llm_duel_env.agents.policies.language_model import LanguageModelPolicy
 from llm_duel_env.agents.policies.shared_prefix import pad_left
@@ -98,8 +97,7 @@ class TRLOnlineDPO(Agent):
         with library_seed(seed, "trl", "trainer", devices=self.devices), no_progress_bars():
             self.trainer = self._make_trainer()
         # Its moments are saved, loaded and counted by the learner, like those of our own optimizer.
-        learner = self.policy.learner
-        assert isinstance(learner, TorchLearner)  # the only one that is not refused above
+        learner: Any = self.policy.learner  # torch's: the others are refused above
         learner.optimizer = self.trainer.create_optimizer()
         learner.fused = bool(learner.optimizer.defaults.get("fused"))
 

@@ -71,7 +71,7 @@ def test_its_loss_and_gradient_are_ours_on_the_same_batch(task, loss, beta):
     agent.policy.learner.begin(1e-3)
     value, metrics = direct_optimizer(loss, beta, {})(
         RankedLogProbs(
-            policy=agent.policy._score(agent.policy.model, ranked),
+            policy=agent.policy._learning_score(ranked, per_token=False),
             reference=agent.policy.reference_log_prob(ranked),
             lengths=torch.from_numpy(ranked.lengths),
             from_reference=torch.zeros(ranked.shape, dtype=torch.bool),
