@@ -14,7 +14,7 @@ import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,14 +22,15 @@ from torch import Tensor
 
 from llm_duel_env.agents.base import Agent, AgentConfig
 from llm_duel_env.agents.policies.base import PolicyConfig, learning_rate
-from llm_duel_env.agents.policies.language_model import LanguageModelPolicy
-from llm_duel_env.agents.policies.shared_prefix import pad_left
-from llm_duel_env.agents.policies.tokens import Tokens
 from llm_duel_env.baselines.library_seed import library_seed
 from llm_duel_env.extras import require
 from llm_duel_env.quiet import no_progress_bars
 from llm_duel_env.tasks.base import TaskView
 from llm_duel_env.types import Candidates, Duels, Metrics, Observation, Preferences
+
+if TYPE_CHECKING:  # they bring transformers with them
+    from llm_duel_env.agents.policies.language_model import LanguageModelPolicy
+    from llm_duel_env.agents.policies.tokens import Tokens
 
 LOSS_TYPES = {"dpo": "sigmoid", "ipo": "ipo"}
 """Our names of the trainer's losses."""
@@ -227,6 +228,8 @@ class _Processing:
         self.tokens, self.device = tokens, device
 
     def __call__(self, text: Sequence[str], **_: object) -> dict[str, Tensor]:
+        from llm_duel_env.agents.policies.shared_prefix import pad_left
+
         ids, mask = pad_left(self.tokens.prompts(text), self.device)
         return {"input_ids": ids, "attention_mask": mask.long()}
 
