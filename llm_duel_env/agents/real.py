@@ -8,6 +8,7 @@ and its authors' released code.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -18,7 +19,10 @@ from llm_duel_env.agents.base import Agent, AgentConfig
 from llm_duel_env.agents.losses import direct_optimizer
 from llm_duel_env.agents.reward_models.use import prompt_draws
 from llm_duel_env.tasks.base import TaskView
-from llm_duel_env.types import Duels, Metrics, Observation, Preferences
+from llm_duel_env.types import Candidates, Duels, Metrics, Observation, Preferences
+
+if TYPE_CHECKING:  # it brings transformers with it
+    from llm_duel_env.agents.policies.language_model import LanguageModelPolicy
 
 RULES = ("dissimilar", "centroid", "similar", "random")
 
@@ -38,6 +42,9 @@ class REALConfig(AgentConfig):
     offline: bool = True
     """Pairs are of responses of the supervised policy, as in the paper, which selects before it trains; False samples
     them from the present policy."""
+    given: bool = False
+    """Pairs are of the first `candidates` responses that the data record, as with the paper's data sets, where the task
+    has such (offline_pairs); goes with `offline`."""
     loss: str = "dpo"
     """Direct optimizer, one of `llm-duel list losses` that needs no scores (paper: dpo)."""
     beta: float = 0.1
@@ -63,14 +70,17 @@ class REAL(Agent):
             raise ValueError(
                 f"centroid: expected at most {selection.MOST_CLUSTERED} candidates, got {config.candidates}"
             )
+        if config.given and not config.offline:
+            raise ValueError("given: recorded responses do not follow the policy; expected offline=True with it")
+        if config.given and task.given is None:
+            raise ValueError("given: expected a task with recorded responses (offline_pairs), this one has none")
         super().__init__(task, config, seed=seed, budget=budget)
         self.optimizer = direct_optimizer(config.loss, config.beta, config.loss_options)
         self._metrics: Metrics = {}
 
     def act(self, observation: Observation) -> Duels:
-        """Samples candidates, embeds them without their prompts, and lets the rule choose pairs and prompts."""
-        key = ("act", self.round)
-        candidates = self.policy.sample(observation, self.config.candidates, key, reference=self.config.offline)
+        """Takes candidates, embeds them without their prompts, and lets the rule choose pairs and prompts."""
+        candidates = self.recorded(observation) if self.config.given else self.sampled(observation)
         features = self.policy.embed_responses(candidates)  # (M, N, D')
         with self.clock("select"):
             identity = torch.from_numpy(selection.identities(candidates.responses))
@@ -85,6 +95,17 @@ class REAL(Agent):
             query = self.keep(chosen, identity[rows, first] == identity[rows, second], draws[:, 3])
         self._metrics = {"cosine": float(chosen.mean()), "cosine_of_candidates": _mean_off_diagonal(cosines)}
         return replace(candidates.duel(first.numpy(), second.numpy()), query=query.numpy())
+
+    def sampled(self, observation: Observation) -> Candidates:
+        """N responses to each prompt, of the supervised policy or the present one: (M, N)."""
+        key = ("act", self.round)
+        return self.policy.sample(observation, self.config.candidates, key, reference=self.config.offline)
+
+    def recorded(self, observation: Observation) -> Candidates:
+        """The responses that the data record for each prompt, N at most: (M, 2 to N)."""
+        assert self.task.given is not None
+        policy = cast("LanguageModelPolicy", self.policy)  # recorded responses are texts
+        return policy.from_text(observation, self.task.given(observation)[:, : self.config.candidates])
 
     def liking(self, cosines: Tensor) -> Tensor:
         """What the rule would have high, of cosines of any shape; all equal, so that ties decide, for random."""

@@ -38,6 +38,9 @@ class TaskView:
     provides: frozenset[str] = frozenset()
     """What methods may ask for beyond duels: a subset of {scores, ranking, editor, degrader, contrast_prompts,
     goal_prompts, offline_pairs}."""
+    given: Callable[[Observation], np.ndarray] | None = None
+    """given(prompts): G >= 2 recorded responses to each of M training prompts, (M, G) str in dtype object, in the order
+    of the data; where the task has any (offline_pairs)."""
     edit: Callable[[str, str, str], str] | None = None
     """edit(prompt, loser, winner): the loser minimally edited towards the winner, where the task offers an editor."""
     degrade: Callable[[str, str, int], str] | None = None

@@ -19,6 +19,8 @@ class PromptRow(NamedTuple):
 
     prompt: str
     reference: str | None
+    responses: tuple[str, ...] = ()
+    """Recorded responses: what a method that labels given pairs chooses from."""
 
 
 class MalformedRow(ValueError):  # noqa: N818
@@ -37,15 +39,31 @@ class Preset:
     """From a row to its prompt and reference. KeyError, TypeError or ValueError where the row is malformed."""
 
 
-def columns(prompt: str, references: Iterable[str], template: str = "{prompt}") -> Callable[[Row], PromptRow]:
-    """Reads a prompt's column into a template, and the first of the reference columns that the row has."""
+def columns(
+    prompt: str, references: Iterable[str], template: str = "{prompt}", responses: str | Iterable[str] = ()
+) -> Callable[[Row], PromptRow]:
+    """Reads a prompt's column into a template, the first of the reference columns that the row has, and its recorded
+    responses: columns of one each, or the name of a column that may hold a list of them."""
     references = tuple(references)
+    several = responses if isinstance(responses, str) else tuple(responses)
 
     def read(row: Row) -> PromptRow:
         text = template.replace("{prompt}", _text(row, prompt))
-        return PromptRow(text, next((_text(row, name) for name in references if row.get(name) is not None), None))
+        reference = next((_text(row, name) for name in references if row.get(name) is not None), None)
+        if isinstance(several, str):
+            return PromptRow(text, reference, _texts(row, several))
+        return PromptRow(text, reference, tuple(_text(row, name) for name in several))
 
     return read
+
+
+def _texts(row: Row, column: str) -> tuple[str, ...]:
+    values = row.get(column)
+    if values is None:
+        return ()
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise TypeError(f"column {column!r}: expected a list of texts, got {values!r:.80}")
+    return tuple(values)
 
 
 def _text(row: Row, column: str) -> str:
@@ -62,24 +80,31 @@ def _text(row: Row, column: str) -> str:
 
 
 def _hh_rlhf(row: Row) -> PromptRow:
-    """A transcript: all turns up to the last "Assistant:" are the prompt, what follows is the chosen answer."""
+    """A transcript: all turns up to the last "Assistant:" are the prompt, what follows is the chosen answer. The other
+    answer is recorded where the transcripts differ in their last turn alone."""
     turn = "\n\nAssistant:"
     head, found, answer = _text(row, "chosen").rpartition(turn)
     if not found or "\n\nHuman:" not in head:
         raise ValueError("column 'chosen': expected turns that begin with '\\n\\nHuman:' and '\\n\\nAssistant:'")
-    return PromptRow(head + turn, answer.strip())
+    other, _, worse = _text(row, "rejected").rpartition(turn) if "rejected" in row else ("", "", "")
+    return PromptRow(head + turn, answer.strip(), (answer.strip(), worse.strip()) if other == head else ())
 
 
 def _shp(row: Row) -> PromptRow:
     """A post and two comments; label 1 says that comment A is preferred."""
     if row.get("labels") not in (0, 1):
         raise ValueError(f"column 'labels': expected 0 or 1, got {row.get('labels')!r}")
-    return PromptRow(_text(row, "history"), _text(row, "human_ref_A" if row["labels"] == 1 else "human_ref_B"))
+    both = _text(row, "human_ref_A"), _text(row, "human_ref_B")
+    return PromptRow(_text(row, "history"), both[0 if row["labels"] == 1 else 1], both)
 
 
 PRESETS = {
     "tldr": Preset("trl-lib/tldr", "train", columns("prompt", ("pythia-1b-reference", "label", "completion"))),
-    "ultrafeedback": Preset("HuggingFaceH4/ultrafeedback_binarized", "train_prefs", columns("prompt", ("chosen",))),
+    "ultrafeedback": Preset(
+        "HuggingFaceH4/ultrafeedback_binarized",
+        "train_prefs",
+        columns("prompt", ("chosen",), responses=("chosen", "rejected")),
+    ),
     "hh_rlhf": Preset("Anthropic/hh-rlhf", "train", _hh_rlhf),
     "shp2": Preset("stanfordnlp/SHP-2", "train", _shp),
 }
@@ -137,7 +162,7 @@ def read_prompts(
             result = read(row)
             if not result.prompt.strip():
                 raise ValueError("expected a prompt that is not empty")
-            for text in result:
+            for text in (result.prompt, result.reference, *result.responses):
                 if text is not None and not is_utf8(text):
                     raise ValueError(f"expected text without lone surrogates, got {text[:80]!r}")
         except (KeyError, TypeError, ValueError) as error:

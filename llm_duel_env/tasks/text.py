@@ -21,7 +21,12 @@ from llm_duel_env.types import Observation
 
 CHARACTERS_PER_TOKEN = 256
 """No token of a usual vocabulary decodes to more characters."""
-PLAIN = {"prompt_column": "prompt", "reference_column": "reference", "template": "{prompt}"}
+PLAIN = {
+    "prompt_column": "prompt",
+    "reference_column": "reference",
+    "responses_column": "responses",
+    "template": "{prompt}",
+}
 """How rows are read where nothing else is said."""
 
 
@@ -37,6 +42,8 @@ class Text(Task):
         prompts: JSONL file or hub data set; None takes the preset's hub data set.
         prompt_column: without a preset, the column of the prompt.
         reference_column: without a preset, the column of the reference response; None where there is none.
+        responses_column: without a preset, the column that may hold a list of recorded responses, for methods that
+            label given pairs (`TaskView.given`).
         template: without a preset, what a prompt becomes; ``{prompt}`` stands for the column's text.
         split: split of a hub data set; None takes the preset's, or "train".
         heldout: how many prompts are held out, drawn once and for all, or a JSONL file or hub data set of them, read
@@ -66,6 +73,7 @@ class Text(Task):
         prompts: str | None = None,
         prompt_column: str = "prompt",
         reference_column: str | None = "reference",
+        responses_column: str = "responses",
         template: str = "{prompt}",
         split: str | None = None,
         heldout: int | str = 512,
@@ -84,7 +92,12 @@ class Text(Task):
             raise ValueError("expected prompts (a JSONL file or a hub data set) or a preset, got neither")
         if "{prompt}" not in template:
             raise ValueError(f"template: expected {{prompt}} in it, got {template!r}")
-        given = {"prompt_column": prompt_column, "reference_column": reference_column, "template": template}
+        given = {
+            "prompt_column": prompt_column,
+            "reference_column": reference_column,
+            "responses_column": responses_column,
+            "template": template,
+        }
         contradicting = [name for name, value in given.items() if preset is not None and value != PLAIN[name]]
         if contradicting:
             raise ValueError(f"preset {preset!r} fixes how rows are read: expected no {', '.join(contradicting)}")
@@ -102,9 +115,8 @@ class Text(Task):
         self.feedback = feedback
         self._judge = oracle
         self.model, self.max_prompt_tokens, self.max_new_tokens = model, max_prompt_tokens, max_new_tokens
-        read = (
-            schema.read if schema else columns(prompt_column, [reference_column] if reference_column else [], template)
-        )
+        plain = columns(prompt_column, [reference_column] if reference_column else [], template, responses_column)
+        read = schema.read if schema else plain
         split = split or (schema.split if schema else "train")
         rows = read_prompts(load_rows(source, split), read, source, limit)
         if isinstance(heldout, str):
@@ -117,6 +129,8 @@ class Text(Task):
             raise ValueError(f"{source}: every prompt is held out, none is left to train on")
         self._rows = [*train, *held]
         self.train_prompts, self.heldout_prompts = len(train), len(held)
+        self.recorded = min(len(row.responses) for row in train)
+        """Responses that every training prompt has on record."""
         if references is not None:
             self._rows = self._with_references(references)
         longest = max(len(row.prompt) for row in self._rows)
@@ -125,11 +139,12 @@ class Text(Task):
         self.oracle = make_oracle(oracle, oracle_kwargs)  # last: it may load a large model
 
     def _with_references(self, source: str) -> list[PromptRow]:
-        stored = dict(read_prompts(load_rows(source, "train"), columns("prompt", ["reference"]), source))
+        rows = read_prompts(load_rows(source, "train"), columns("prompt", ["reference"]), source)
+        stored = {row.prompt: row.reference for row in rows}
         for number, row in enumerate(self._rows[self.train_prompts :]):
             if stored.get(row.prompt) is None:
                 raise ValueError(f"{source}: no reference for held-out prompt {number}, {row.prompt[:80]!r}")
-        return [PromptRow(row.prompt, stored.get(row.prompt)) for row in self._rows]
+        return [row._replace(reference=stored.get(row.prompt)) for row in self._rows]
 
     def observe(self, prompt_ids: np.ndarray) -> Observation:
         """Prompts, M str, and ids (M,) int64."""
@@ -139,6 +154,11 @@ class Text(Task):
     def reference(self, prompt_ids: np.ndarray) -> np.ndarray | None:
         """The data's or the stored responses, (M,): str, None for a prompt without one; None where all are without."""
         return some_texts([self._rows[int(i)].reference for i in np.asarray(prompt_ids)])
+
+    def given(self, observation: Observation) -> np.ndarray:
+        """Recorded responses, (M, G) str in dtype object: the first G of each prompt, as many as every one has."""
+        rows = [self._rows[int(i)].responses[: self.recorded] for i in observation["prompt_id"]]
+        return np.array(rows, dtype=object).reshape(len(rows), self.recorded)
 
     @once
     def fingerprint(self) -> str:
@@ -161,7 +181,8 @@ class Text(Task):
             model=self.model,
             max_prompt_tokens=self.max_prompt_tokens,
             max_new_tokens=self.max_new_tokens,
-            provides=self.oracle_tells,
+            provides=self.oracle_tells | ({"offline_pairs"} if self.recorded > 1 else frozenset()),
+            given=self.given if self.recorded > 1 else None,
         )
 
 

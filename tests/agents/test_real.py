@@ -1,4 +1,5 @@
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from llm_duel_env.agents.policies.response_embedding import mean_hidden_states
 from llm_duel_env.agents.real import REAL, REALConfig
 from llm_duel_env.tasks import make_task
 from llm_duel_env.tasks.synthetic import Synthetic
+from llm_duel_env.tasks.text import Text
 from llm_duel_env.types import Candidates
 
 
@@ -128,6 +130,42 @@ def test_offline_pairs_are_the_reference_s_and_online_pairs_the_policy_s(task):
             agent.policy.scorer.out.add_(3.0)
         same = (agent.act(observation).pair.responses == before.pair.responses).all()
         assert same == offline
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """Text with three recorded responses to each prompt, two of them alike."""
+    tiny = make_task("tiny_tldr")
+    posts, rows = tiny.view().observe(np.arange(24))["prompt"], []
+    for post in posts:
+        said = post.split(" . ")
+        rows.append({"prompt": post, "reference": said[0], "responses": [said[0], said[0] + " today", "no no no"]})
+    path = tmp_path_factory.mktemp("real") / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return Text(tiny.view().model, tiny.oracle, prompts=str(path), heldout=4, max_prompt_tokens=96, max_new_tokens=28)
+
+
+@pytest.mark.parametrize("rule", ["dissimilar", "similar"])
+def test_given_pairs_are_of_the_recorded_responses_chosen_by_brute_force(recorded, rule):
+    agent, observation = real(recorded, given=True, rule=rule), recorded.observe(np.arange(6))
+    duels = agent.act(observation)
+    texts = recorded.given(observation)
+    features = agent.policy.embed_responses(agent.policy.from_text(observation, texts))
+    sign = 1 if rule == "dissimilar" else -1
+    for m in range(6):
+        value = {
+            frozenset((texts[m, a], texts[m, b])): sign * cosine(features[m, a], features[m, b])
+            for a, b in itertools.combinations(range(3), 2)
+        }
+        assert frozenset(duels.pair.responses[m]) == min(value, key=value.get)
+    assert agent.update(duels.judged(np.ones(6, np.float32)))["loss"] > 0
+
+
+def test_given_pairs_need_recorded_responses_and_do_not_follow_the_policy(task, recorded):
+    with pytest.raises(ValueError, match="expected a task with recorded responses"):
+        real(task, given=True)
+    with pytest.raises(ValueError, match="expected offline=True"):
+        real(recorded, given=True, offline=False)
 
 
 def test_of_the_prompts_the_share_kept_is_labelled_and_it_is_the_most_dissimilar(task):

@@ -95,6 +95,46 @@ def test_presets_read_their_schemas(tmp_path, preset, case):
     assert dict(zip(task.observe(everything)["prompt"], task.reference(everything))) == expected
 
 
+@pytest.mark.parametrize(
+    ("preset", "case", "recorded"),
+    [
+        ("ultrafeedback", 0, ["It is {n}.", "No."]),
+        ("hh_rlhf", 0, ["Good {n}.", "Bad."]),
+        ("shp2", 0, ["Since {n}.", "Dunno."]),
+        ("shp2", 1, ["Dunno.", "So {n}."]),  # in the order of the data, whichever is preferred
+        ("tldr", 0, None),
+    ],
+)
+def test_presets_read_recorded_responses(tmp_path, preset, case, recorded):
+    row = SCHEMAS[preset][case][0]
+    task = make(preset=preset, prompts=write(tmp_path / "rows.jsonl", [fill(row, n) for n in range(20)]))
+    view = task.view()
+    assert ("offline_pairs" in view.provides) == (view.given is not None) == (recorded is not None)
+    if recorded is not None:
+        observation = view.observe(np.array([3, 8]))
+        n = [int("".join(filter(str.isdigit, prompt.split("Human: Hi")[-1]))) for prompt in observation["prompt"]]
+        assert view.given(observation).tolist() == [fill(recorded, number) for number in n]
+
+
+def test_transcripts_that_differ_before_their_last_turn_record_no_pair(tmp_path):
+    row = {"chosen": "\n\nHuman: {n}\n\nAssistant: Good.", "rejected": "\n\nHuman: else {n}\n\nAssistant: Bad."}
+    task = make(preset="hh_rlhf", prompts=write(tmp_path / "rows.jsonl", [fill(row, n) for n in range(20)]))
+    assert task.view().given is None
+
+
+def test_recorded_responses_are_cut_to_what_every_prompt_has(tmp_path):
+    rows = [{"prompt": f"prompt {n}", "texts": [f"{n} {k}" for k in range(2 + n % 3)]} for n in range(20)]
+    task = make(prompts=write(tmp_path / "rows.jsonl", rows), responses_column="texts")
+    observation = task.view().observe(np.arange(4))
+    given = task.view().given(observation)
+    assert given.shape == (4, 2)
+    assert [text.split()[0] for text in given[:, 0]] == [prompt.split()[1] for prompt in observation["prompt"]]
+    assert all(first.endswith(" 0") and second.endswith(" 1") for first, second in given)
+    rows[7]["texts"] = "not a list"
+    with pytest.raises(MalformedRow, match="row 8: column 'texts': expected a list of texts, got 'not a list'"):
+        make(prompts=write(tmp_path / "rows.jsonl", rows), responses_column="texts")
+
+
 def test_every_preset_has_a_schema_here():
     assert set(PRESETS) == set(SCHEMAS)
 
