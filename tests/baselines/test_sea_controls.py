@@ -126,11 +126,13 @@ def test_best_of_n_duels_by_double_thompson_sampling(task):
     candidates = agent.policy.sample(observation, 20, ("act", agent.round), reference=True)
     rewards = agent.reward_model(agent.policy.embed(candidates))
     favourites = candidates.responses[np.arange(60), rewards.argmax(dim=2)]  # (E, M), each member's
-    for m, (first, second) in enumerate(agent.act(observation).pair.responses):
+    shown = agent.act(observation).pair.responses
+    for m, (first, second) in enumerate(shown):
         assert first in favourites[:, m]
         assert first != second
         if len(set(favourites[:, m])) > 1:
             assert second in favourites[:, m]
+    assert not (shown[:, 0] == favourites).all(axis=1).any()  # each prompt has a member of its own
     with pytest.raises(ValueError, match="candidates >= 2, best_of >= 1"):
         make(BestOfN, task, best_of=0)
 
