@@ -3,6 +3,8 @@ was changed for a task, and the runner prints it."""
 
 from __future__ import annotations
 
+import copy
+import functools
 from importlib import resources
 from typing import Any
 
@@ -31,14 +33,17 @@ def recipe_of(env: str, agent: str, env_kwargs: dict[str, Any] | None = None) ->
         ValueError: the recipe file is not a mapping from agents to mappings.
     """
     name = recipe_name(env, env_kwargs)
-    file = resources.files("llm_duel_env") / "recipes" / f"{name}.yaml"
-    if not file.is_file():
-        return {}
-    table = yaml.safe_load(file.read_text()) or {}
+    table = _table(name)
     recipe = table.get(agent, {}) if isinstance(table, dict) else None
     if not isinstance(recipe, dict):
         raise ValueError(f"recipe {name}.yaml: expected a mapping from agents to their settings, got {recipe!r}")
-    return recipe
+    return copy.deepcopy(recipe)
+
+
+@functools.cache  # a suite asks for each of its runs
+def _table(name: str) -> Any:
+    file = resources.files("llm_duel_env") / "recipes" / f"{name}.yaml"
+    return (yaml.safe_load(file.read_text()) or {}) if file.is_file() else {}
 
 
 def difference(config: Any, default: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:

@@ -6,6 +6,8 @@ This floor imports no agent: it asks the installed packages which there are (gro
 from __future__ import annotations
 
 import difflib
+import functools
+import sys
 from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -53,4 +55,9 @@ def list_losses() -> dict[str, Any]:
 
 
 def _points(group: str) -> dict[str, EntryPoint]:
+    return _points_on(group, tuple(sys.path))
+
+
+@functools.cache  # a suite asks for each of its runs; packages are looked for along sys.path
+def _points_on(group: str, path: tuple[str, ...]) -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=group)}
