@@ -13,6 +13,7 @@ an identical pair, which would teach nothing.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -106,9 +107,9 @@ class LinearBandit(Agent):
         self.size = int(self.policy.feature_size)
         self.model = PairwiseLogistic(self.size, config.regulariser)
 
+    @abstractmethod
     def choose(self, observation: Observation, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Whom to duel, (M,) and (M,), always different candidates; features (M, K, D)."""
-        raise NotImplementedError
 
     def act(self, observation: Observation) -> Duels:
         """The pair of `choose` for each prompt."""

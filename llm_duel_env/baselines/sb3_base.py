@@ -16,6 +16,7 @@ import contextlib
 import inspect
 import json
 import warnings
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +29,7 @@ from gymnasium import spaces
 from safetensors.torch import load_file, save_file
 
 from llm_duel_env.agents.base import Agent, AgentConfig
-from llm_duel_env.baselines.library_seed import library_seed
+from llm_duel_env.baselines.global_seed import global_seed
 from llm_duel_env.baselines.sb3_features import action_space, feature_space, features, random_opponents
 from llm_duel_env.extras import require
 from llm_duel_env.tasks.base import TaskView
@@ -41,7 +42,7 @@ OURS = ("self", "policy", "env", "gamma", "seed", "device", "verbose", "tensorbo
 @contextlib.contextmanager
 def seeded(seed: int, purpose: str, round_: int, actions: spaces.Space | None = None) -> Iterator[None]:
     """The global generators, and that of `actions`, seeded by (seed, purpose, round); put back on leaving."""
-    with library_seed(seed, "sb3", purpose, round_) as number:
+    with global_seed(seed, "sb3", purpose, round_) as number:
         if actions is not None:
             actions.seed(number)
         yield
@@ -170,8 +171,9 @@ class SB3Agent(Agent):
         return [name for name in names if hasattr(self.model, name)]
 
     @property
+    @abstractmethod
     def _buffer(self) -> Any:
-        raise NotImplementedError
+        """The library's own, which keeps the duels."""
 
     def _take_batch(self, batch: int) -> None:
         """Makes the buffer that of `batch` environments; rounds of one run are all of one size."""
@@ -181,20 +183,21 @@ class SB3Agent(Agent):
             self.model.n_envs = batch
             self._make_buffer()
 
+    @abstractmethod
     def _make_buffer(self) -> None:
-        raise NotImplementedError
+        """An empty one, for `model.n_envs` environments."""
 
+    @abstractmethod
     def _sample(self) -> np.ndarray:
         """Actions for `seen`: (M, 2), or (M,) with a random opponent."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _store(self, rewards: np.ndarray) -> None:
         """Takes the round in, and trains where it is time."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _probabilities(self, seen: np.ndarray) -> np.ndarray:
         """Of each candidate as first response in training, (M, K)."""
-        raise NotImplementedError
 
     def _progress(self) -> None:
         self.model._current_progress_remaining = max(1 - self.model.num_timesteps / self.budget, 0.0)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from llm_duel_env.agents.base import Agent, AgentConfig
 from llm_duel_env.agents.policies.base import PolicyConfig, learning_rate
-from llm_duel_env.baselines.library_seed import library_seed
+from llm_duel_env.baselines.global_seed import global_seed
 from llm_duel_env.extras import require
 from llm_duel_env.quiet import no_progress_bars
 from llm_duel_env.tasks.base import TaskView
@@ -95,7 +95,7 @@ class TRLOnlineDPO(Agent):
         self.devices = [self.policy.device] if self.policy.device.type == "cuda" else []
         self.labels: list[float] = []
         """What the trainer's reward function says of the responses of the training step in progress, (2 M,)."""
-        with library_seed(seed, "trl", "trainer", devices=self.devices), no_progress_bars():
+        with global_seed(seed, "trl", "trainer", devices=self.devices), no_progress_bars():
             self.trainer = self._make_trainer()
         # Its moments are saved, loaded and counted by the learner, like those of our own optimizer.
         learner: Any = self.policy.learner  # torch's: the others are refused above
@@ -147,7 +147,7 @@ class TRLOnlineDPO(Agent):
         """Two samples for each prompt, by the trainer's generation."""
         policy, prompts = self.policy, list(observation["prompt"])
         with policy.clock("sample"):
-            with library_seed(self.seed, "trl", "act", self.round, devices=self.devices):
+            with global_seed(self.seed, "trl", "act", self.round, devices=self.devices):
                 _, _, ids, mask, _ = self.trainer._generate(policy.model, prompts)
             # The trainer has all first responses before all second ones.
             tokens = (ids * mask).view(2, len(prompts), -1).transpose(0, 1).cpu().numpy()
@@ -163,7 +163,7 @@ class TRLOnlineDPO(Agent):
         rate, size = learning_rate(self.config.policy, self.progress), self.config.policy.batch
         totals: dict[str, float] = {}
         norms = []
-        with self.policy.clock("learn"), library_seed(self.seed, "trl", "learn", self.round, devices=self.devices):
+        with self.policy.clock("learn"), global_seed(self.seed, "trl", "learn", self.round, devices=self.devices):
             for start in range(0, len(told), size):
                 part = told.rows(np.arange(start, min(start + size, len(told))))
                 self.policy.learner.begin(rate)

@@ -11,7 +11,7 @@ import torch
 
 from llm_duel_env.agents.losses import direct_optimizer
 from llm_duel_env.agents.policies.ranked import RankedLogProbs
-from llm_duel_env.baselines.library_seed import library_seed
+from llm_duel_env.baselines.global_seed import global_seed
 from llm_duel_env.benchmark.registry import load_agent
 from llm_duel_env.benchmark.run_config import RunConfig
 from llm_duel_env.benchmark.runner import run
@@ -120,7 +120,7 @@ def test_the_weights_are_those_of_the_trainer_s_own_train(task, tmp_path, monkey
 
     class Trainer(trl.OnlineDPOTrainer):
         def _generate(self, model, prompts, images=None):
-            with library_seed(0, "trl", "act", self.state.global_step):
+            with global_seed(0, "trl", "act", self.state.global_step):
                 return super()._generate(model, prompts, images)
 
         def _get_train_sampler(self, dataset=None):

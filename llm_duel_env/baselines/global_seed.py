@@ -13,7 +13,7 @@ from llm_duel_env.randomness import generator
 
 
 @contextlib.contextmanager
-def library_seed(seed: int, *key: int | str, devices: Sequence[torch.device] = ()) -> Iterator[int]:
+def global_seed(seed: int, *key: int | str, devices: Sequence[torch.device] = ()) -> Iterator[int]:
     """Within it the global generators of NumPy and torch are seeded by (seed, key); on leaving they, and Python's, are
     as they were.
 
