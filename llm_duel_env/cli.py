@@ -189,8 +189,9 @@ def _sweep(runs: list[RunConfig], jobs: int | None, then: str) -> int:
 def _leaderboard(told: Leaderboard) -> int:
     from rich.console import Console
 
-    from llm_duel_env.benchmark.leaderboard import find_results, has_win_rate, tables
+    from llm_duel_env.benchmark.leaderboard import tables
     from llm_duel_env.benchmark.report import plots, table
+    from llm_duel_env.benchmark.results import find_results, has_win_rate
 
     if not told.runs:
         raise ValueError("leaderboard: expected at least one folder of runs")

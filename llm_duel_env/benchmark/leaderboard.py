@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from llm_duel_env.benchmark import statistics
-from llm_duel_env.benchmark.run_folder import read_json
+from llm_duel_env.benchmark.results import Result, differences_to, has_win_rate, last, queries_reached, win_curve
 from llm_duel_env.benchmark.statistics import SEEDS_NEEDED, Interval
 
 BASELINE = "online_dpo"
@@ -20,8 +19,6 @@ BASELINE = "online_dpo"
 RICHER = {"scores", "ranking", "reward", "editor", "degrader", "contrast_prompts", "goal_prompts"}
 """Needs that put an agent into a table of its own: they tell more than labels, or (editor, degrader, prompts that the
 supervised policy was taught to obey) come from somebody who knows what the oracle likes."""
-Curve = tuple[np.ndarray, np.ndarray]
-Result = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -44,8 +41,8 @@ class Row:
     area: float
     """Mean height of the learning curve (offline win rate), over seeds."""
     rank: Interval | None
-    difference: Interval | None
-    """Final offline win rate less the baseline's, paired by seed."""
+    differences: dict[str, Interval]
+    """What this agent has more than the baseline, paired by seed, of each of `COMPARED` that both know."""
     improvement: float | None
     """Probability that a seed of this agent ends above one of the baseline."""
     online_win_rate: float | None
@@ -101,29 +98,6 @@ class Table:
         return all(row.seeds >= SEEDS_NEEDED[self.kind] for row in self.rows)
 
 
-def find_results(paths: Iterable[str | Path]) -> tuple[list[Result], list[Path]]:
-    """The results below `paths`, and the folders of runs that have none yet.
-
-    Raises:
-        ValueError: a path does not exist, or nothing was found.
-    """
-    results: list[Result] = []
-    unfinished: list[Path] = []
-    for path in map(Path, paths):
-        if not path.is_dir():
-            raise ValueError(f"{path} is not a folder")
-        for file in sorted(path.rglob("config.json")):
-            if (file.parent / "metrics.jsonl").exists() and not (file.parent / "result.json").exists():
-                unfinished.append(file.parent)
-        for file in sorted(path.rglob("result.json")):
-            result = read_json(file)
-            if isinstance(result, dict) and {"agent", "env", "curve", "seed"} <= set(result):
-                results.append({**result, "folder": str(file.parent)})
-    if not results:
-        raise ValueError(f"no result.json below {', '.join(map(str, paths))}: finish a run first")
-    return results, unfinished
-
-
 def tables(results: Sequence[Result]) -> list[Table]:
     """One table per environment, settings, budget, feedback, batch and evaluation, agents by falling offline win rate.
 
@@ -138,25 +112,6 @@ def tables(results: Sequence[Result]) -> list[Table]:
     return [_table(group) for _, group in sorted(groups.items())]
 
 
-def curve(result: Result, name: str = "offline_win_rate") -> Curve | None:
-    """(queries, values) of one run; None where the task does not know the value."""
-    values = result["curve"].get(name)
-    if values is None or any(value is None for value in values):
-        return None
-    return np.asarray(result["curve"]["queries"], float), np.asarray(values, float)
-
-
-def has_win_rate(result: Result) -> bool:
-    """Whether a run knows its offline win rate; on a task without reference responses none does."""
-    return curve(result) is not None
-
-
-def last(result: Result, name: str) -> float | None:
-    """The value at the last evaluation of a run."""
-    values = result["curve"].get(name)
-    return values[-1] if values else None
-
-
 def _group(result: Result) -> dict[str, Any]:
     asks = sorted(set(result["needs"]) & RICHER)
     names = ("env", "env_kwargs", "kind", "budget", "feedback", "batch", "eval_prompts")
@@ -168,7 +123,7 @@ def _table(group: Sequence[Result]) -> Table:
     baseline = BASELINE if BASELINE in by_label else next((k for k, v in by_label.items() if _plays(v, BASELINE)), None)
     target = None
     if baseline:
-        target = statistics.target_of([_win_curve(result) for result in by_label[baseline].values()])
+        target = statistics.target_of([win_curve(result) for result in by_label[baseline].values()])
     described = _group(group[0])
     described["asks"] = tuple(described["asks"])
     table = Table(**described, target=target, results=by_label)
@@ -206,16 +161,9 @@ def _plays(by_seed: Mapping[int, Result], agent: str) -> bool:
     return next(iter(by_seed.values()))["agent"] == agent
 
 
-def _win_curve(result: Result) -> Curve:
-    found = curve(result)
-    if found is None:
-        raise ValueError(f"{result.get('folder')}: an offline win rate is missing")
-    return found
-
-
 def _row(label: str, by_seed: dict[int, Result], baseline: dict[int, Result] | None, target: float | None) -> Row:
     results = list(by_seed.values())
-    wins = {s: _win_curve(r)[1][-1] for s, r in by_seed.items()}
+    wins = {s: win_curve(r)[1][-1] for s, r in by_seed.items()}
     enough = len(results) >= SEEDS_NEEDED[results[0]["kind"]]
     interval, over = None, None
     if enough:
@@ -223,16 +171,17 @@ def _row(label: str, by_seed: dict[int, Result], baseline: dict[int, Result] | N
         interval, over = (found.low, found.high), "seeds"
     elif len(results) == 1 and last(results[0], "win_low") is not None:
         interval, over = (results[0]["curve"]["win_low"][-1], results[0]["curve"]["win_high"][-1]), "prompts"
-    reached, censored = _reached(by_seed, target)
-    ratio, bound, difference, improvement = None, "", None, None
+    reached, censored = queries_reached(by_seed, target)
+    ratio, bound, improvement = None, "", None
+    differences: dict[str, Interval] = {}
     if baseline and baseline is not by_seed and set(baseline) & set(by_seed):
-        theirs, their_censored = _reached(baseline, target)
+        theirs, their_censored = queries_reached(baseline, target)
         if reached and all(value > 0 for value in theirs.values()):
             ratio = statistics.paired_ratio(reached, theirs)
             bound = {(0, 0): "", (1, 0): ">", (0, 1): "<", (1, 1): "?"}[(int(censored > 0), int(their_censored > 0))]
-        their_wins = {s: _win_curve(r)[1][-1] for s, r in baseline.items()}
+        their_wins = {s: win_curve(r)[1][-1] for s, r in baseline.items()}
         if enough and len(baseline) >= SEEDS_NEEDED[results[0]["kind"]]:
-            difference = statistics.paired_difference(wins, their_wins)
+            differences = differences_to(by_seed, baseline, target)
             improvement = statistics.probability_of_improvement(list(wins.values()), list(their_wins.values()))
     return Row(
         label=label,
@@ -243,9 +192,9 @@ def _row(label: str, by_seed: dict[int, Result], baseline: dict[int, Result] | N
         win_interval=interval,
         iqm=statistics.iqm(list(wins.values())),
         interval_over=over,
-        area=float(np.mean([statistics.area_under(*_win_curve(r)) for r in results])),
+        area=float(np.mean([statistics.area_under(*win_curve(r)) for r in results])),
         rank=None,
-        difference=difference,
+        differences=differences,
         improvement=improvement,
         online_win_rate=_mean([result["online_win_rate"] for result in results]),
         queries_to_target=_mean(list(reached.values())) if reached else None,
@@ -262,21 +211,12 @@ def _row(label: str, by_seed: dict[int, Result], baseline: dict[int, Result] | N
     )
 
 
-def _reached(by_seed: Mapping[int, Result], target: float | None) -> tuple[dict[int, float], int]:
-    """Queries to target by seed, the budget for those that never got there, and how many those are."""
-    if target is None:
-        return {}, 0
-    found = {s: statistics.queries_to_target(*_win_curve(r), target) for s, r in by_seed.items()}
-    censored = sum(value is None for value in found.values())
-    return {s: float(by_seed[s]["budget"]) if value is None else value for s, value in found.items()}, censored
-
-
 def _ranked(table: Table) -> Table:
     """Ranks the agents that follow a paper or are ours; methods rebuilt from notes are not ranked as the paper's."""
     ranked = [row for row in table.rows if row.provenance != "reconstructed"]
     if not table.enough_seeds or len(ranked) < 2:
         return table
-    scores = {row.label: {s: _win_curve(r)[1][-1] for s, r in table.results[row.label].items()} for row in ranked}
+    scores = {row.label: {s: win_curve(r)[1][-1] for s, r in table.results[row.label].items()} for row in ranked}
     if not set.intersection(*(set(by_seed) for by_seed in scores.values())):
         return table
     places = statistics.ranks(scores)

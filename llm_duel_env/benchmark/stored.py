@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_duel_env.benchmark.leaderboard import Result, find_results
+from llm_duel_env.benchmark.results import Result, find_results
 from llm_duel_env.benchmark.run_config import RunConfig, task_of
 from llm_duel_env.benchmark.run_folder import RunFolder, read_json, write_json
 

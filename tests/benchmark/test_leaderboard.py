@@ -1,6 +1,7 @@
 """The leaderboard from results made by hand: every figure can be checked on paper."""
 
 import csv
+import io
 import json
 
 import numpy as np
@@ -10,6 +11,7 @@ from rich.console import Console
 from llm_duel_env import cli
 from llm_duel_env.benchmark import leaderboard
 from llm_duel_env.benchmark.report import plots, table
+from llm_duel_env.benchmark.results import find_results
 
 QUERIES = [0, 25, 50, 75, 100]
 
@@ -47,7 +49,7 @@ def test_rows_hold_what_the_curves_say():
     assert sea.win_rate == pytest.approx(0.92)
     assert sea.gradient_steps == 12
     # Two seeds: too few for an interval over seeds or a rank.
-    assert (sea.win_interval, sea.rank, sea.difference) == (None, None, None)
+    assert (sea.win_interval, sea.rank, sea.differences) == (None, None, {})
 
 
 def test_ten_seeds_on_finite_tasks_give_intervals_and_ranks():
@@ -63,8 +65,28 @@ def test_ten_seeds_on_finite_tasks_give_intervals_and_ranks():
     assert rows["sea"].improvement == 1.0
     finals = sorted(run["curve"]["offline_win_rate"][-1] for run in runs[:10])
     assert rows["online_dpo"].iqm == pytest.approx(np.mean(finals[2:8]))
-    assert rows["sea"].difference.low > 0.1
+    assert rows["sea"].differences["offline win rate"].low > 0.1
     assert "guess*" in table.markdown([found])
+
+
+def test_differences_are_paired_by_seed_and_told_with_their_intervals():
+    runs = [result("online_dpo", s, [*SLOW[:4], 0.8 + 0.01 * s], cumulative_regret=50.0 + 10 * s) for s in range(10)]
+    runs += [result("sea", s, FAST, cumulative_regret=40.0 + 10 * s, online_win_rate=None) for s in range(10)]
+    (found,) = leaderboard.tables(runs)
+    sea, dpo = found.rows
+    regret = sea.differences["cumulative regret"]
+    assert (regret.estimate, regret.low, regret.high) == (-10.0, -10.0, -10.0)  # alike in each pair, whatever the seed
+    assert sea.differences["queries to target"].estimate == sea.queries_to_target - dpo.queries_to_target
+    assert sea.differences["curve mean"].estimate == pytest.approx(sea.area - dpo.area)
+    assert "online win rate" not in sea.differences  # that run does not know it
+    assert dpo.differences == {}
+    headings, (row,) = table.paired_cells(found)
+    assert row[headings.index("cumulative regret")] == "-10 [-10, -10]"
+    assert row[0] == "sea"
+    assert "Less online_dpo, paired by seed" in table.markdown([found])
+    told = next(csv.DictReader(io.StringIO(table.csv_text([found]))))
+    assert float(told["difference_cumulative_regret_high"]) == -10.0
+    assert told["difference_online_win_rate"] == ""
 
 
 def test_one_seed_gets_the_interval_over_prompts_and_says_so():
@@ -117,7 +139,7 @@ def test_results_are_found_and_everything_is_written(tmp_path):
     pending.mkdir()
     for name in ("config.json", "metrics.jsonl"):
         (pending / name).write_text("{}")
-    results, unfinished = leaderboard.find_results([tmp_path / "runs"])
+    results, unfinished = find_results([tmp_path / "runs"])
     assert (len(results), unfinished) == (2, [pending])
     made = leaderboard.tables(results)
     written = [*table.write(made, tmp_path / "out"), *plots.write(made, tmp_path / "out")]
@@ -145,9 +167,9 @@ def test_results_are_found_and_everything_is_written(tmp_path):
 
 def test_nothing_found_is_said(tmp_path):
     with pytest.raises(ValueError, match=r"no result\.json"):
-        leaderboard.find_results([tmp_path])
+        find_results([tmp_path])
     with pytest.raises(ValueError, match="not a folder"):
-        leaderboard.find_results([tmp_path / "no"])
+        find_results([tmp_path / "no"])
 
 
 def test_a_figure_names_its_bands():

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from llm_duel_env.benchmark import statistics
-from llm_duel_env.benchmark.leaderboard import RICHER, Result, Row, Table, curve, has_win_rate, tables
-from llm_duel_env.benchmark.report.table import cells, markdown_table, notes
+from llm_duel_env.benchmark.leaderboard import RICHER, Row, Table, tables
+from llm_duel_env.benchmark.report.table import cells, markdown_table, notes, paired_lines
+from llm_duel_env.benchmark.results import Result, curve, has_win_rate
 from llm_duel_env.benchmark.run_config import RunConfig
 from llm_duel_env.benchmark.statistics import SEEDS_NEEDED
 from llm_duel_env.benchmark.stored import Kept, same_settings
@@ -138,7 +139,8 @@ def _lines(one: Part, table: Table) -> list[str]:
     if any(one.told[row.label] for row in table.rows):
         extra.append(("told beyond duels", [", ".join(one.told[row.label]) or "–" for row in table.rows]))
     headings = [*headings, *(name for name, _ in extra)]
-    return markdown_table(headings, [[*row, *(values[i] for _, values in extra)] for i, row in enumerate(rows)])
+    lines = markdown_table(headings, [[*row, *(values[i] for _, values in extra)] for i, row in enumerate(rows)])
+    return [*lines, *paired_lines(table)]
 
 
 def generated_tokens(table: Table, row: Row) -> float | None:

@@ -11,8 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from llm_duel_env.benchmark import leaderboard
 from llm_duel_env.benchmark.leaderboard import Table
+from llm_duel_env.benchmark.results import Curve, Result
+from llm_duel_env.benchmark.results import curve as curve_of
 from llm_duel_env.benchmark.statistics import SEEDS_NEEDED, bootstrap_interval, isotonic, mean_curve, values_at
 
 # Okabe and Ito's palette, told apart by colour-blind readers; dashes tell apart what lies beyond eight.
@@ -63,16 +64,16 @@ def figure(tables: list[Table], name: str, label: str, axis: str = "queries") ->
 
 
 def _known(table: Table, name: str) -> bool:
-    return all(leaderboard.curve(result, name) is not None for result in _results(table))
+    return all(curve_of(result, name) is not None for result in _results(table))
 
 
-def _results(table: Table) -> list[leaderboard.Result]:
+def _results(table: Table) -> list[Result]:
     return [result for by_seed in table.results.values() for result in by_seed.values()]
 
 
-def curve(result: leaderboard.Result, name: str, axis: str = "queries") -> leaderboard.Curve | None:
+def curve(result: Result, name: str, axis: str = "queries") -> Curve | None:
     """A run's curve `name` over `axis`; over the queries charged where the run knows no other number."""
-    found, places = leaderboard.curve(result, name), result["curve"].get(axis)
+    found, places = curve_of(result, name), result["curve"].get(axis)
     if found is None or places is None or any(place is None for place in places):
         return found
     return np.asarray(places, float), found[1]
@@ -113,11 +114,11 @@ def _panel(panel: Axes, table: Table, name: str, label: str, axis: str = "querie
 
 
 def _band(
-    results: list[leaderboard.Result], curves: list[leaderboard.Curve], grid: np.ndarray, name: str
+    results: list[Result], curves: list[Curve], grid: np.ndarray, name: str
 ) -> tuple[np.ndarray | None, np.ndarray | None, str]:
     """Low and high (G,), and what the band is."""
     if len(curves) == 1:
-        low, high = leaderboard.curve(results[0], "win_low"), leaderboard.curve(results[0], "win_high")
+        low, high = curve_of(results[0], "win_low"), curve_of(results[0], "win_high")
         if name == "offline_win_rate" and low is not None and high is not None:
             return low[1], high[1], "95% bootstrap over held-out prompts (1 seed)"
         return None, None, ""

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from llm_duel_env.benchmark.leaderboard import BASELINE, Row, Table
+from llm_duel_env.benchmark.results import COMPARED
 from llm_duel_env.benchmark.run_folder import rounded, write_json
 from llm_duel_env.benchmark.statistics import SEEDS_NEEDED, SHARE_OF_GAIN, Interval
 
@@ -40,6 +41,26 @@ def cells(table: Table) -> tuple[list[str], list[list[str]]]:
     rows = [_cells(row) for row in table.rows]
     filled = [i for i in range(len(HEADINGS)) if any(row[i] != "–" for row in rows)]
     return [HEADINGS[i] for i in filled], [[row[i] for i in filled] for row in rows]
+
+
+def paired_cells(table: Table) -> tuple[list[str], list[list[str]]]:
+    """The same for what each agent has more than the baseline, paired by seed; no rows where seeds are too few."""
+    rows = [row for row in table.rows if row.differences]
+    names = [name for name in COMPARED if any(name in row.differences for row in rows)]
+    return ["agent", *names], [
+        [_name(row), *(_difference(row.differences.get(name), name) for name in names)] for row in rows
+    ]
+
+
+def paired_note(table: Table) -> str:
+    """What a reader must know to read `paired_cells`."""
+    note = "95% bootstrap interval over seeds. A difference whose interval holds 0 is not told from none."
+    if any(row.censored for row in table.rows):
+        note += " Seeds that never got to the target count with the budget."
+    return note
+
+
+PAIRED = f"Less {BASELINE}, paired by seed"
 
 
 def notes(table: Table) -> list[str]:
@@ -85,6 +106,14 @@ def show(table: Table, console: Console) -> None:
     for row in rows:
         shown.add_row(*row)
     console.print(shown)
+    headings, rows = paired_cells(table)
+    if rows:
+        paired = RichTable(title=PAIRED, title_justify="left", caption=paired_note(table), caption_justify="left")
+        for number, heading in enumerate(headings):
+            paired.add_column(heading, justify="left" if number == 0 else "right", no_wrap=number == 0)
+        for row in rows:
+            paired.add_row(*row)
+        console.print(paired)
 
 
 def markdown(tables: list[Table]) -> str:
@@ -92,9 +121,15 @@ def markdown(tables: list[Table]) -> str:
     parts = []
     for table in tables:
         headings, rows = cells(table)
-        lines = [f"### {table.title}", "", *markdown_table(headings, rows)]
-        parts.append("\n".join([*lines, "", *(f"{note}  " for note in notes(table))]))
+        lines = [f"### {table.title}", "", *markdown_table(headings, rows), "", *(f"{note}  " for note in notes(table))]
+        parts.append("\n".join([*lines, *paired_lines(table)]))
     return "\n\n".join(parts) + "\n"
+
+
+def paired_lines(table: Table) -> list[str]:
+    """The lines of `paired_cells` as Markdown; none where it has no rows."""
+    headings, rows = paired_cells(table)
+    return ["", f"{PAIRED}:", "", *markdown_table(headings, rows), "", paired_note(table)] if rows else []
 
 
 def markdown_table(headings: list[str], rows: list[list[str]], *, numbers: bool = True) -> list[str]:
@@ -130,13 +165,12 @@ def write(tables: list[Table], folder: Path) -> list[Path]:
 
 
 def _cells(row: Row) -> list[str]:
-    name = row.label + ("*" if row.provenance == "reconstructed" else "")
     bound = ">" if row.censored else ""
     interval = f" [{row.win_interval[0]:.3f}, {row.win_interval[1]:.3f}]" if row.win_interval else ""
     return [
-        name,
+        _name(row),
         f"{row.win_rate:.3f}{interval}",
-        _difference(row.difference),
+        _difference(row.differences.get("offline win rate")),
         f"{row.area:.3f}",
         _number(row.online_win_rate, ".3f"),
         bound + _number(row.queries_to_target, ".0f") if row.queries_to_target is not None else "–",
@@ -160,8 +194,15 @@ def _ratio(row: Row) -> str:
     return f"{row.ratio_bound}{row.ratio.estimate:.2f}{interval}"
 
 
-def _difference(difference: Interval | None) -> str:
-    return "–" if difference is None else f"{difference.estimate:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
+def _name(row: Row) -> str:
+    return row.label + ("*" if row.provenance == "reconstructed" else "")
+
+
+def _difference(difference: Interval | None, name: str = "") -> str:
+    if difference is None:
+        return "–"
+    form = "+.0f" if name in ("queries to target", "cumulative regret") else "+.3f"
+    return f"{difference.estimate:{form}} [{difference.low:{form}}, {difference.high:{form}}]"
 
 
 def _rank(rank: Interval | None) -> str:
@@ -182,12 +223,19 @@ def _records(table: Table) -> list[dict[str, Any]]:
         record: dict[str, Any] = {"env": table.env, "budget": table.budget, "feedback": table.feedback}
         record["target"] = table.target
         for name, value in dataclasses.asdict(row).items():
-            if name in ("ratio", "difference", "rank"):
-                interval = value or {"estimate": None, "low": None, "high": None}
-                record |= {name: interval["estimate"], f"{name}_low": interval["low"], f"{name}_high": interval["high"]}
+            if name in ("ratio", "rank"):
+                record |= _ends(name, value)
+            elif name == "differences":
+                for compared in COMPARED:
+                    record |= _ends(f"difference_{compared.replace(' ', '_')}", value.get(compared))
             elif name == "win_interval":
                 record |= {"win_low": value[0] if value else None, "win_high": value[1] if value else None}
             else:
                 record[name] = value
         records.append(rounded(record))
     return records
+
+
+def _ends(name: str, interval: dict[str, Any] | None) -> dict[str, Any]:
+    found = interval or {"estimate": None, "low": None, "high": None}
+    return {name: found["estimate"], f"{name}_low": found["low"], f"{name}_high": found["high"]}

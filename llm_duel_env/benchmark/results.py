@@ -1,0 +1,111 @@
+"""Results of finished runs: found below folders, and the figures that a run is compared by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llm_duel_env.benchmark import statistics
+from llm_duel_env.benchmark.run_folder import read_json
+from llm_duel_env.benchmark.statistics import Interval
+
+COMPARED = ("offline win rate", "curve mean", "online win rate", "queries to target", "cumulative regret")
+"""Figures of a run that are compared with the baseline's seed by seed."""
+Curve = tuple[np.ndarray, np.ndarray]
+Result = Mapping[str, Any]
+"""What `result.json` of a run holds."""
+
+
+def find_results(paths: Iterable[str | Path]) -> tuple[list[Result], list[Path]]:
+    """The results below `paths`, and the folders of runs that have none yet.
+
+    Raises:
+        ValueError: a path does not exist, or nothing was found.
+    """
+    results: list[Result] = []
+    unfinished: list[Path] = []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            raise ValueError(f"{path} is not a folder")
+        for file in sorted(path.rglob("config.json")):
+            if (file.parent / "metrics.jsonl").exists() and not (file.parent / "result.json").exists():
+                unfinished.append(file.parent)
+        for file in sorted(path.rglob("result.json")):
+            result = read_json(file)
+            if isinstance(result, dict) and {"agent", "env", "curve", "seed"} <= set(result):
+                results.append({**result, "folder": str(file.parent)})
+    if not results:
+        raise ValueError(f"no result.json below {', '.join(map(str, paths))}: finish a run first")
+    return results, unfinished
+
+
+def curve(result: Result, name: str = "offline_win_rate") -> Curve | None:
+    """(queries, values) of one run; None where the task does not know the value."""
+    values = result["curve"].get(name)
+    if values is None or any(value is None for value in values):
+        return None
+    return np.asarray(result["curve"]["queries"], float), np.asarray(values, float)
+
+
+def has_win_rate(result: Result) -> bool:
+    """Whether a run knows its offline win rate; on a task without reference responses none does."""
+    return curve(result) is not None
+
+
+def last(result: Result, name: str) -> float | None:
+    """The value at the last evaluation of a run."""
+    values = result["curve"].get(name)
+    return values[-1] if values else None
+
+
+def win_curve(result: Result) -> Curve:
+    """The learning curve: offline win rate.
+
+    Raises:
+        ValueError: the run does not know it.
+    """
+    found = curve(result)
+    if found is None:
+        raise ValueError(f"{result.get('folder')}: an offline win rate is missing")
+    return found
+
+
+def queries_reached(by_seed: Mapping[int, Result], target: float | None) -> tuple[dict[int, float], int]:
+    """Queries to target by seed, the budget for those that never got there, and how many those are."""
+    if target is None:
+        return {}, 0
+    found = {s: statistics.queries_to_target(*win_curve(r), target) for s, r in by_seed.items()}
+    censored = sum(value is None for value in found.values())
+    return {s: float(by_seed[s]["budget"]) if value is None else value for s, value in found.items()}, censored
+
+
+def differences_to(
+    by_seed: Mapping[int, Result], baseline: Mapping[int, Result], target: float | None
+) -> dict[str, Interval]:
+    """The paired differences of `COMPARED`, without those that some run does not know."""
+    ours, theirs = _compared(by_seed, target), _compared(baseline, target)
+    return {
+        name: statistics.paired_difference(ours[name], theirs[name])
+        for name in COMPARED
+        if name in ours and name in theirs
+    }
+
+
+def _compared(by_seed: Mapping[int, Result], target: float | None) -> dict[str, dict[int, float]]:
+    """`COMPARED` by seed, for the names that every run knows."""
+    curves = {seed: win_curve(result) for seed, result in by_seed.items()}
+    found: dict[str, dict[int, float | None]] = {
+        "offline win rate": {seed: float(values[-1]) for seed, (_, values) in curves.items()},
+        "curve mean": {seed: statistics.area_under(*each) for seed, each in curves.items()},
+        "online win rate": {seed: result["online_win_rate"] for seed, result in by_seed.items()},
+        "queries to target": {**queries_reached(by_seed, target)[0]},
+        "cumulative regret": {seed: result["cumulative_regret"] for seed, result in by_seed.items()},
+    }
+    known = {}
+    for name, values in found.items():
+        if values and all(value is not None for value in values.values()):
+            known[name] = {seed: float(value) for seed, value in values.items() if value is not None}
+    return known
