@@ -18,7 +18,7 @@ import torch
 
 from llm_duel_env.agents.policies.base import PolicyConfig
 from llm_duel_env.agents.policies.language_model import LanguageModelPolicy
-from llm_duel_env.agents.policies.samplers.base import Sampler
+from llm_duel_env.agents.policies.samplers.base import Sampler, numbered
 from llm_duel_env.agents.policies.samplers.vllm_sampler import versions
 from llm_duel_env.tasks import make_task
 
@@ -27,7 +27,7 @@ def rate(sampler: Sampler, policy: LanguageModelPolicy, ids: np.ndarray, n: int)
     """(tokens per second, mean length) of one draw."""
     prompts = policy.tokens.prompts(policy.task.observe(ids)["prompt"])
     start = time.perf_counter()
-    sampled = sampler.sample(prompts, ids, (0, "speed", int(ids[0])), n=n, temperature=1.0)
+    sampled = sampler.sample(prompts, numbered(ids), (0, "speed", int(ids[0])), n=n, temperature=1.0)
     return sampled.lengths.sum() / (time.perf_counter() - start), float(sampled.lengths.mean())
 
 
@@ -40,7 +40,7 @@ def push_seconds(policy: LanguageModelPolicy, repeats: int) -> float:
             if stale:
                 policy.vllm.invalidate()
             start = time.perf_counter()
-            policy.vllm.sample([(1,)], np.zeros(1, np.int64), None, n=1)
+            policy.vllm.sample([(1,)], np.zeros((1, 2), np.int64), None, n=1)
             times[stale].append(time.perf_counter() - start)
     return statistics.median(times[True]) - statistics.median(times[False])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 import time
 from pathlib import Path
@@ -34,6 +35,7 @@ An agent shows two responses to a prompt, an oracle says which is better, and ev
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point. Exit codes: 0 done, 1 a run broke, 2 the command cannot be carried out as given, 130 interrupted."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's threads spin while they wait, and starve other work
     told = tyro.cli(
         Run | Bench | Board | Leaderboard | Export | List | Demo | ServeOracle,
         prog="llm-duel",
@@ -72,10 +74,18 @@ def carry_out(told: Any) -> int:
 
 
 def _run(told: Run) -> int:
-    from llm_duel_env.benchmark.runner import run
+    from llm_duel_env.benchmark.runner import launched, run
 
+    if told.ranks < 1:
+        raise ValueError(f"--ranks: expected at least 1, got {told.ranks}")
+    if told.ranks > 1 and not launched():
+        from llm_duel_env.benchmark.launcher import launch
+
+        return launch([sys.executable, "-m", "llm_duel_env.cli", *_words(told)], told.ranks)
     config, resume = _resumed(told) if told.resume else _fresh(told), told.resume is not None
     result = run(config, resume=resume)
+    if os.environ.get("RANK", "0") != "0":
+        return 0
     wins = result["curve"].get("offline_win_rate")  # a task without reference responses knows none
     print(
         f"{result['status']}: {result['queries']} queries, "
@@ -84,6 +94,21 @@ def _run(told: Run) -> int:
         f"curves: tensorboard --logdir {config.folder}"
     )
     return 0
+
+
+def _words(told: Run) -> list[str]:
+    """The command's words but --ranks: what each rank is started with."""
+    words = ["run"]
+    for field in dataclasses.fields(told):
+        value, option = getattr(told, field.name), f"--{field.name.replace('_', '-')}"
+        if field.name in ("set", "env_set"):
+            for pairs in value:
+                words += [option, *pairs]
+        elif field.name == "recipe":
+            words += [] if value else ["--no-recipe"]
+        elif field.name != "ranks" and value is not None:
+            words += [option, str(value)]
+    return words
 
 
 def _fresh(told: Run) -> RunConfig:
@@ -108,6 +133,8 @@ def _fresh(told: Run) -> RunConfig:
     )
     check(config)
     changed = difference(agent_class.configure(config.overrides), agent_class.configure({}))
+    if os.environ.get("RANK", "0") != "0":
+        return config
     for name, (was, now) in changed.items():
         print(f"{name} = {now} (paper's default: {was})")
     return config

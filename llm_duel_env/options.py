@@ -54,6 +54,9 @@ class Run:
     """Where the run goes (default runs/ENV/AGENT/seed-N)."""
     resume: Annotated[Path | None, _told("FOLDER")] = None
     """Folder of a run to go on with; other options, where given, must agree with it."""
+    ranks: int = 1
+    """Processes on this machine that share the run's work; for several machines start the command with torchrun or
+    deepspeed. A resumed run may have another number."""
 
 
 @dataclass

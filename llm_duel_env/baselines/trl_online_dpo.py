@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llm_duel_env import ranks
 from llm_duel_env.agents.base import Agent, AgentConfig
 from llm_duel_env.agents.policies.base import PolicyConfig, learning_rate
 from llm_duel_env.baselines.global_seed import global_seed
@@ -90,6 +91,8 @@ class TRLOnlineDPO(Agent):
             if setting.name in FIXED and value != setting.default:
                 wanted = f"TRL's trainer takes {setting.default!r} only"
                 raise ValueError(f"policy.{setting.name}: {wanted}, got {value!r}")
+        if ranks.world() > 1:
+            raise ValueError(f"trl_online_dpo: TRL's trainer plays on one rank, got {ranks.world()}")
         super().__init__(task, config, seed=seed, budget=budget)
         require("trl", f"agent {type(self).__name__}")
         self.devices = [self.policy.device] if self.policy.device.type == "cuda" else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import shlex
 import signal
 import threading
@@ -48,8 +49,18 @@ def run(config: RunConfig, *, resume: bool = False, say: Callable[[str], None] |
         RunInterrupted: SIGINT or SIGTERM came; the round was finished and the state saved.
         OracleError: the oracle gave no usable answer; the labels bought before it are in the ledger.
     """
+    if launched():
+        from llm_duel_env import ranks  # brings torch
+
+        ranks.join(ranks.device())
+        with ranks.watched():
+            return _run(config, resume, say if ranks.rank() == 0 else _silent)
+    return _run(config, resume, say)
+
+
+def _run(config: RunConfig, resume: bool, say: Callable[[str], None] | None) -> dict[str, Any]:
     folder = RunFolder(config.folder)
-    check_folder(config, folder, resume=resume)
+    _on_first(lambda: check_folder(config, folder, resume=resume))
     if folder.result.exists():
         (say or print)(f"{folder.path}: already {read_json(folder.result)['status']}")
         return read_json(folder.result)
@@ -60,10 +71,35 @@ def run(config: RunConfig, *, resume: bool = False, say: Callable[[str], None] |
 
         with Session(config, folder) as session:
             heartbeat.pulse = session.pulse
-            if not folder.begun:  # only now: what cannot be built leaves nothing behind
-                folder.create(dataclasses.asdict(config), session.fingerprint)
-            folder.add_command(command_line(config, resume=resume))
+            _on_first(lambda: _begin(config, folder, session.fingerprint, resume))
             return _play(session, heartbeat, stop)
+
+
+def _begin(config: RunConfig, folder: RunFolder, fingerprint: str, resume: bool) -> None:
+    if not folder.begun:  # only now: what cannot be built leaves nothing behind
+        folder.create(dataclasses.asdict(config), fingerprint)
+    folder.add_command(command_line(config, resume=resume))
+
+
+def launched() -> bool:
+    """Whether a launcher (torchrun, deepspeed) started this process as one of several ranks."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _on_first(work: Callable[[], None]) -> None:
+    """Does something on rank 0 while the others wait."""
+    if not launched():
+        work()
+        return
+    from llm_duel_env import ranks
+
+    if ranks.rank() == 0:
+        work()
+    ranks.meet()
+
+
+def _silent(line: str) -> None:
+    """Takes the lines of ranks that nobody watches."""
 
 
 def _play(session: Session, heartbeat: Heartbeat, stop: threading.Event) -> dict[str, Any]:
@@ -75,7 +111,7 @@ def _play(session: Session, heartbeat: Heartbeat, stop: threading.Event) -> dict
         while not session.over:
             session.play_round()
             session.evaluate_if_due()
-            if stop.is_set():
+            if session.agreed(stop.is_set()):
                 session.save()
                 raise RunInterrupted(folder, session.queries)
             session.save_if_due()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ import gymnasium
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
-from llm_duel_env.benchmark import registry
+from llm_duel_env import ranks
+from llm_duel_env.benchmark import registry, shared
 from llm_duel_env.benchmark.heartbeat import Pulse
 from llm_duel_env.benchmark.run_config import RunConfig, env_spec
 from llm_duel_env.benchmark.run_folder import (
@@ -55,7 +57,7 @@ class Session:
                 config.env,
                 num_envs=config.batch,
                 budget=config.budget,
-                ledger=str(folder.ledger),
+                ledger=str(folder.ledger) if ranks.rank() == 0 else None,
                 **{"scores": "scores" in agent_class.needs, **config.env_kwargs},
             )
         except TypeError as error:  # an argument that the environment or its task does not have
@@ -114,16 +116,17 @@ class Session:
         self.observation, _ = self.env.reset(seed=self.config.seed)
         checkpoint = self.folder.saved()
         state: dict[str, Any] = read_json(checkpoint / "state.json") if checkpoint else {"metrics_bytes": 0}
-        self.metrics = MetricsFile(self.folder.metrics, keep=state["metrics_bytes"])
+        if ranks.rank() == 0:
+            self.metrics = MetricsFile(self.folder.metrics, keep=state["metrics_bytes"])
+            # Scalars of rounds after the checkpoint are about to be written again.
+            begin = int(state["env"]["query_count"]) + 1 if checkpoint else 0
+            self.tensorboard = SummaryWriter(str(self.folder.tensorboard), purge_step=begin)
         if checkpoint is None:
-            self.tensorboard = SummaryWriter(str(self.folder.tensorboard), purge_step=0)
             with self._clock("prepare"):
                 self.agent.prepare(self.core.task.view())
             self.evaluate()
             return []
         self._restore(checkpoint, state)
-        # Scalars of rounds after the checkpoint are about to be written again.
-        self.tensorboard = SummaryWriter(str(self.folder.tensorboard), purge_step=self.queries + 1)
         return [f"resumed after {self.queries} queries", *changed_versions(self.folder)]
 
     def play_round(self) -> None:
@@ -136,7 +139,7 @@ class Session:
         with self._clock("act"):
             duels = within_budget(self.agent.act(self.observation), self.config.budget - queries)
         with self._clock("step"):
-            self.observation, reward, _, truncated, info = self.env.step(duels.action())
+            self.observation, reward, _, truncated, info = shared.step(self.env, duels.action())
         with self._clock("update"):
             learnt = self.agent.update(duels.judged(info["preference"], **self.agent.told(reward, info)))
         self.truncated = bool(np.all(truncated))
@@ -154,7 +157,7 @@ class Session:
     def evaluate(self) -> None:
         """Measures the deployed policy on the held-out prompts."""
         with self._clock("evaluate"):
-            measured = self.core.evaluate_prompts(self.agent.respond, len(self.heldout))
+            measured = shared.evaluate_prompts(self.core, self.agent.respond, self.heldout)
             diagnosed = self.heldout if self.over else self.heldout[:DIAGNOSED]  # most of an evaluation's time
             point = summarise(measured) | self.agent.diagnose(self.core.task.observe(diagnosed))
         wins = measured["offline_win_rate"]
@@ -164,25 +167,35 @@ class Session:
         self.curve.append({"queries": self.queries} | point | self._so_far())
         self._log("eval", point | self._so_far())
 
+    def agreed(self, stop: bool) -> bool:
+        """Whether any rank was asked to stop."""
+        return ranks.any_of(stop)
+
     def save_if_due(self) -> None:
-        """Saves where the last checkpoint is old enough."""
-        if time.monotonic() - self.saved_at >= self.config.checkpoint_every:
+        """Saves where the last checkpoint is old enough, on any rank's clock."""
+        if ranks.any_of(time.monotonic() - self.saved_at >= self.config.checkpoint_every):
             self.save()
 
     def save(self) -> None:
         """Replaces the checkpoint by the present state."""
         with self._clock("checkpoint"):
-            self.metrics.sync()
-            self.folder.save(self._write_state)
+            if ranks.rank() == 0:
+                self.metrics.sync()
+                self.folder.save(self._write_state)
+            else:  # what is the same on all ranks is written into a folder that nobody keeps
+                with tempfile.TemporaryDirectory() as folder:
+                    self.agent.save(Path(folder) / "agent")
+            ranks.meet()
         self.saved_at = time.monotonic()
 
     def finish(self) -> dict[str, Any]:
         """Saves, writes the result, and returns it."""
         self.save()
         self._log("end", {})
-        result = self._result()
-        write_json(self.folder.result, result, indent=None)
-        return result
+        if ranks.rank() == 0:
+            write_json(self.folder.result, self._result(), indent=None)
+        ranks.meet()
+        return read_json(self.folder.result)
 
     def _write_state(self, folder: Path) -> None:
         self.agent.save(folder / "agent")
@@ -246,6 +259,8 @@ class Session:
         now = self._all_seconds()
         spent = {f"time/{name}": seconds - self.logged.get(name, 0.0) for name, seconds in now.items()}
         self.logged = now
+        if ranks.rank() > 0:
+            return
         scalars = scalars | {name: seconds for name, seconds in spent.items() if seconds > 0}
         self.metrics.append({"kind": kind, "round": int(self.core.round), "queries": self.queries} | scalars)
         for name, value in scalars.items():

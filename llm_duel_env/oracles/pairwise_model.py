@@ -14,6 +14,7 @@ from scipy.special import expit
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import cached_file
 
+from llm_duel_env import ranks
 from llm_duel_env.oracles.base import Oracle, OracleError
 from llm_duel_env.oracles.pairrm import PairRM, pairrm_ids
 from llm_duel_env.oracles.reward_model import batches_of, choose_devices, choose_dtype, token_limit
@@ -88,6 +89,7 @@ class PairwiseModelOracle(Oracle):
             raise ValueError("text_template: PairRM has a form of its own; expected none")
         if not is_pairrm:
             check_template(text_template or "", "prompt", "first", "second")
+        self._forward = ranks.together(self._forward_here)
         self.scale, self.batch_tokens, self.cache_size = float(scale), batch_tokens, cache_size
         self.text_template, self._limits = text_template or "", (max_prompt_tokens, max_response_tokens)
         self.max_length = max_length or token_limit(self.tokenizer, self.model.config)
@@ -135,7 +137,7 @@ class PairwiseModelOracle(Oracle):
         return ids[-self.max_length :]
 
     @torch.inference_mode()
-    def _forward(self, rows: Sequence[list[int]]) -> np.ndarray:
+    def _forward_here(self, rows: Sequence[list[int]]) -> np.ndarray:
         """The model's logit for the response shown first, by row of token ids: float64 (R,)."""
         logits = np.empty(len(rows))
         padding = self.model.config.pad_token_id

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from llm_duel_env import ranks
 from llm_duel_env.adapters import is_adapter, load_merged
 from llm_duel_env.oracles.base import OracleError
 from llm_duel_env.oracles.scored import ScoringOracle, Text, check_template, fill, short
@@ -24,7 +25,8 @@ class RewardModelOracle(ScoringOracle):
 
     A distinct (prompt, response) is scored once, for as long as the bounded cache remembers it. Scores do not depend on
     what else is in a batch, beyond floating-point rounding, and equal those of the model called on one text at a time.
-    With several devices each has a copy of the model and takes the next batch whenever it is free.
+    With several devices each has a copy of the model and takes the next batch whenever it is free. With several ranks
+    each has one, and scores its share.
     """
 
     def __init__(
@@ -44,8 +46,8 @@ class RewardModelOracle(ScoringOracle):
         Args:
             model: Folder or hub name, with safetensors weights and a tokenizer; or a folder with a peft adapter (and a
                 tokenizer), which names its base. No code of the model's is run.
-            device: A torch device; "auto" takes a GPU where there is one, "all" every GPU; several, which share the
-                work, with commas between: "cuda:0,cuda:1".
+            device: A torch device; "auto" takes a GPU where there is one (a rank its own), "all" every GPU; several,
+                which share the work, with commas between: "cuda:0,cuda:1".
             dtype: "float32", "bfloat16" or "float16"; "auto" is bfloat16 on a GPU and float32 elsewhere.
             batch_tokens: The most tokens, padding included, of a forward pass; a longer text goes alone.
             max_length: The most tokens of a text; a longer one loses its beginning. None for the tokenizer's limit.
@@ -69,6 +71,7 @@ class RewardModelOracle(ScoringOracle):
         with loading(model, "reward model"):
             self.tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
             self.models = [_load(model, choose_dtype(dtype, place)).to(place) for place in devices]
+        self._forward = ranks.together(self._forward_here)
         self.batch_tokens = batch_tokens
         self.max_length = max_length or token_limit(self.tokenizer, self.model.config.get_text_config())
         self.text_template = text_template
@@ -98,7 +101,7 @@ class RewardModelOracle(ScoringOracle):
             raise OracleError(f"no tokens in prompt {short(prompt)}, response {short(response)}")
         return ids[-self.max_length :]
 
-    def _forward(self, rows: Sequence[list[int]]) -> np.ndarray:
+    def _forward_here(self, rows: Sequence[list[int]]) -> np.ndarray:
         """The score of each row of token ids: float64 (R,)."""
         scores = np.empty(len(rows))
         # No device is left without work because one batch holds it all.
@@ -202,8 +205,8 @@ def choose_devices(device: str) -> list[torch.device]:
         ValueError: no device has such a name, or this machine has no such GPU.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device == "auto":
-        device = "cuda" if gpus else "cpu"
+    if device == "auto" or (device == "all" and ranks.world() > 1):  # each rank has its own
+        device = ranks.device()
     if device == "all":
         device = ",".join(f"cuda:{number}" for number in range(gpus)) if gpus else "cpu"
     try:

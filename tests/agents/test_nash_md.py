@@ -13,6 +13,7 @@ from llm_duel_env.agents.losses import direct_optimizer
 from llm_duel_env.agents.losses.nash_md import NashMD as NashMDLoss
 from llm_duel_env.agents.nash_md import NashMD
 from llm_duel_env.agents.policies.ranked import RankedLogProbs, TokenLogProbs
+from llm_duel_env.agents.policies.samplers.base import numbered
 from llm_duel_env.agents.policies.samplers.torch_sampler import keyed_uniforms
 from llm_duel_env.tasks import make_task
 from llm_duel_env.tasks.synthetic import Synthetic
@@ -194,7 +195,7 @@ def test_the_mixture_of_language_models_is_geometric_token_by_token(views, share
     policy, observation = moved(view).policy, view.observe(IDS)
     policy.share_prefix = share
     drawn = policy.sample(observation, 2, ("k",), temperature=0.8, mixture=0.3)
-    uniform = keyed_uniforms((0, "k"), IDS, 2, view.max_new_tokens)
+    uniform = keyed_uniforms((0, "k"), numbered(IDS), 2, view.max_new_tokens)
     differs = 0
     for row, prompt in enumerate(policy.tokens.prompts(observation["prompt"])):
         for n in range(2):

@@ -113,8 +113,22 @@ def _arm(moment, number):
             original_save(self, write)
 
         RunFolder.save = save
+    elif moment == "told":  # what a round brought has reached this rank
+        from llm_duel_env.benchmark import shared
+
+        after(shared, "step")
     else:
         raise ValueError(moment)
+
+
+def as_rank():
+    """Plays or resumes a run as one of several ranks; one of them may kill itself at a chosen moment."""
+    from llm_duel_env.benchmark.runner import run
+
+    plan = json.loads(sys.argv[1])
+    if plan["victim"] == int(os.environ["RANK"]):
+        _arm(*plan["moment"])
+    run(RunConfig(**plan["config"]), resume=plan["resume"], say=silent)
 
 
 def main():
@@ -145,4 +159,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    as_rank() if len(sys.argv) > 1 else main()

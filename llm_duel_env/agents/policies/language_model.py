@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from llm_duel_env import ranks
 from llm_duel_env.adapters import base_model, is_adapter
 from llm_duel_env.agents.policies.base import DirectOptimizer, Policy, PolicyConfig, check_mixture
 from llm_duel_env.agents.policies.checkpointing import checkpointing
@@ -22,7 +22,7 @@ from llm_duel_env.agents.policies.learners.loop import train
 from llm_duel_env.agents.policies.models import Models
 from llm_duel_env.agents.policies.output_layer import is_linear
 from llm_duel_env.agents.policies.response_embedding import mean_hidden_states
-from llm_duel_env.agents.policies.samplers.base import Sampler
+from llm_duel_env.agents.policies.samplers.base import Sampler, numbered
 from llm_duel_env.agents.policies.samplers.torch_sampler import TorchSampler
 from llm_duel_env.agents.policies.samplers.vllm_sampler import VLLMSampler
 from llm_duel_env.agents.policies.scoring import Prompts, log_probs
@@ -67,7 +67,7 @@ class LanguageModelPolicy(Policy):
         if not task.model or not task.max_new_tokens:
             got = f"{task.model!r}, {task.max_new_tokens!r}"
             raise ValueError(f"task {task.name}: a language-model policy needs model and max_new_tokens, got {got}")
-        self.device = torch.device(device or default_device())
+        self.device = torch.device(device or ranks.device())
         self.bf16 = self.device.type == "cuda" if bf16 is None else bf16
         self.task, self.config, self.seed = task, config, seed
         self.models = Models(task.model, config, device=self.device, seed=seed, bf16=self.bf16)
@@ -173,12 +173,14 @@ class LanguageModelPolicy(Policy):
             raise ValueError(f"expected n >= 1 and a positive temperature, got {n} and {temperature}")
         sampler = self._sampler(model, mixture)
         called = [] if sampler is self.vllm else [model, *([self.reference] if mixture else [])]
+        prompts, draws = self._prompts(observation), numbered(observation["prompt_id"])
+        rows = ranks.share(len(prompts))
         with self.models.using(*called):
-            sampled = sampler.sample(
-                self._prompts(observation), observation["prompt_id"], stream, n=n, temperature=temperature or 1.0
-            )
-        texts = self.tokens.decode(sampled.tokens, sampled.lengths)
-        return Candidates(observation, texts, sampled.tokens, sampled.lengths)
+            own = sampler.sample([prompts[i] for i in rows], draws[rows], stream, n=n, temperature=temperature or 1.0)
+        tokens, lengths = (
+            ranks.gather(torch.from_numpy(part), len(prompts)).numpy() for part in (own.tokens, own.lengths)
+        )
+        return Candidates(observation, self.tokens.decode(tokens, lengths), tokens, lengths)
 
     def _sampler(self, model: PreTrainedModel, mixture: float) -> Sampler:
         """vLLM's engine holds the policy alone: what is drawn from another model, or from a mixture, torch draws."""
@@ -240,9 +242,11 @@ class LanguageModelPolicy(Policy):
         return torch.from_numpy(candidates.tokens).to(self.device), torch.from_numpy(candidates.lengths).to(self.device)
 
     def _score(self, model: PreTrainedModel, candidates: Candidates, per_token: bool = False) -> Tensor:
-        """See `Score`; without gradient."""
+        """See `Score`; without gradient, every rank its share of the prompts."""
+        count = candidates.shape[0]
         with torch.no_grad(), self.models.using(model):
-            return self._log_probs(model, candidates, per_token)
+            own = self._log_probs(model, candidates.rows(ranks.share(count)), per_token)
+        return ranks.gather(own, count)
 
     def _learning_score(self, candidates: Candidates, per_token: bool) -> Tensor:
         """See `Score`; of the policy, with gradient."""
@@ -262,12 +266,16 @@ class LanguageModelPolicy(Policy):
                 observation = self.task.observe(np.arange(min(FEATURE_PROMPTS, self.task.train_prompts)))
                 samples = self._generate(self.encoder, observation, FEATURE_SAMPLES, 1.0, (0, "feature statistics"))
                 self.embedder.measure(self._prompts(observation), *self._tensors(samples))
-            return self.embedder(self._prompts(candidates.observation), *self._tensors(candidates))
+            count = candidates.shape[0]
+            own = candidates.rows(ranks.share(count))
+            return ranks.gather(self.embedder(self._prompts(own.observation), *self._tensors(own)), count)
 
     def embed_responses(self, candidates: Candidates) -> Tensor:
         """See `Policy.embed_responses`: (M, N, hidden size) on the CPU, of the ids that were sampled."""
         with self.clock("embed"), self.precision(), self.models.using(self.encoder):
-            return mean_hidden_states(self.encoder, *self._tensors(candidates)).cpu()
+            count = candidates.shape[0]
+            own = self._tensors(candidates.rows(ranks.share(count)))
+            return ranks.gather(mean_hidden_states(self.encoder, *own).cpu(), count)
 
     def learn(
         self,
@@ -347,8 +355,3 @@ class LanguageModelPolicy(Policy):
         """Writes the policy as an ordinary model folder with its tokenizer, an adapter merged, ZeRO's parts together:
         transformers and vLLM load it. Called on all ranks."""
         self.models.export(folder)
-
-
-def default_device() -> str:
-    """The GPU of this rank where there is one (the launcher's LOCAL_RANK, else the first), or the CPU."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"

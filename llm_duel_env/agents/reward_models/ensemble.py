@@ -10,15 +10,19 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from llm_duel_env import ranks
 from llm_duel_env.agents.reward_models.replay import PairBuffer
 from llm_duel_env.randomness import generator, torch_generator
 from llm_duel_env.types import Metrics
 
+CHECK_EVERY = 50
+"""Rounds after which ranks compare what they hold."""
 ADAM = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -136,11 +140,24 @@ class EnsembleRewardModel:
         self.buffer.add(pairs)
         if len(self.buffer) >= self.config.start and self.config.steps:
             draw = generator(self.seed, "replay", *key)
-            losses = [self._step(self.buffer.sample(self.config.batch, draw)) for _ in range(self.config.steps)]
-            metrics["loss"] = float(torch.stack(losses).mean())
+            metrics["loss"] = ranks.tell(self._train(draw) if ranks.rank() == 0 else None)
+            self._share()
             with torch.no_grad():
                 metrics["distance"] = float(self.squared_distance().sqrt().mean())
         return metrics | {"stored": float(len(self.buffer)), "steps": float(self.steps)}
+
+    def _train(self, draw: np.random.Generator) -> float:
+        """The round's steps; their mean loss."""
+        losses = [self._step(self.buffer.sample(self.config.batch, draw)) for _ in range(self.config.steps)]
+        return float(torch.stack(losses).mean())
+
+    def _share(self) -> None:
+        """Gives all ranks what rank 0 has learnt; its optimizer's moments stay with rank 0."""
+        self.steps = ranks.tell(self.steps)
+        with torch.no_grad():
+            ranks.copy_from_first(self.weights.values())
+        if self.steps % (CHECK_EVERY * self.config.steps) == 0:
+            ranks.check_alike("the reward model's weights", self.weights.values())
 
     def _step(self, pairs: Tensor) -> Tensor:
         objective = self.objective(pairs.to(self.device), self.buffer.added)

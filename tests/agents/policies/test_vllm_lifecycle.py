@@ -13,7 +13,7 @@ from torch import nn
 from llm_duel_env.agents.policies import make_policy
 from llm_duel_env.agents.policies.base import PolicyConfig
 from llm_duel_env.agents.policies.samplers import vllm_sampler
-from llm_duel_env.agents.policies.samplers.base import keyed_seeds, weights
+from llm_duel_env.agents.policies.samplers.base import keyed_seeds, numbered, weights
 from llm_duel_env.extras import MissingExtraError
 from llm_duel_env.tasks import make_task
 
@@ -127,7 +127,7 @@ def test_one_request_per_prompt_with_ids_seeds_and_all_ends(fake):
     (first, second) = fake.engines[0].asked
     assert first[0] == [1, 7]
     assert second[0] == [1]
-    assert [s.seed for _, s in (first, second)] == keyed_seeds((0, "a"), np.array([3, 9]))
+    assert [s.seed for _, s in (first, second)] == keyed_seeds((0, "a"), numbered(np.array([3, 9])))
     assert vars(first[1]) | {"seed": 0} == {"n": 3, "seed": 0, "temperature": 0.7, "max_tokens": 4, "stop": [2, 5]}
     assert sampled.tokens.tolist() == [[[4, 2]] * 3] * 2
     assert sampled.lengths.tolist() == [[2] * 3] * 2
@@ -240,10 +240,11 @@ def test_a_missing_vllm_is_said_when_the_policy_is_made(monkeypatch):
 
 
 def test_seeds_follow_stream_and_prompt_only():
-    ids = np.array([3, 11, 3, 40])
+    ids = numbered(np.array([3, 11, 3, 40]))
     whole = keyed_seeds((0, "a", 1), ids)
     assert len(set(whole)) == 4
-    assert keyed_seeds((0, "a", 1), ids[1:]) == [whole[1], whole[0], whole[3]]
+    assert keyed_seeds((0, "a", 1), numbered(ids[1:, 0])) == [whole[1], whole[0], whole[3]]
+    assert keyed_seeds((0, "a", 1), ids[1:]) == whole[1:]
     assert not set(whole) & set(keyed_seeds((1, "a", 1), ids))
     assert not set(whole) & set(keyed_seeds((0, "a", 2), ids))
     assert all(0 <= seed < 1 << 62 for seed in whole)

@@ -24,6 +24,7 @@ from llm_duel_env.agents.losses import dpo
 from llm_duel_env.agents.policies.base import PolicyConfig
 from llm_duel_env.agents.policies.language_model import LanguageModelPolicy
 from llm_duel_env.agents.policies.samplers import vllm_sampler
+from llm_duel_env.agents.policies.samplers.base import numbered
 from llm_duel_env.agents.policies.scoring import log_probs
 from llm_duel_env.benchmark.run_config import RunConfig
 from llm_duel_env.benchmark.runner import RunInterrupted, run
@@ -94,7 +95,7 @@ def same(one, other):
 def far(policy, observation, stream, n=4, temperature=0.9):
     """Per token, the largest distance of vLLM's log-probabilities from those of transformers."""
     prompts = policy.tokens.prompts(observation["prompt"])
-    sampled = policy.vllm.sample(prompts, observation["prompt_id"], stream, n=n, temperature=temperature)
+    sampled = policy.vllm.sample(prompts, numbered(observation["prompt_id"]), stream, n=n, temperature=temperature)
     tokens, lengths = torch.from_numpy(sampled.tokens), torch.from_numpy(sampled.lengths)
     with torch.no_grad():
         own = log_probs(policy.model, prompts, tokens, lengths, share_prefix=False, per_token=True)

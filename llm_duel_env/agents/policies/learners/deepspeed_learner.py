@@ -12,7 +12,6 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor, distributed, nn
 from transformers import PreTrainedModel
 
+from llm_duel_env import ranks
 from llm_duel_env.agents.policies.base import PolicyConfig
 from llm_duel_env.agents.policies.learners.deepspeed_config import filled, read_config
 from llm_duel_env.extras import require
@@ -43,9 +43,9 @@ class DeepSpeedLearner:
 
     def __init__(self, model: PreTrainedModel, config: PolicyConfig) -> None:
         document = read_config(config.deepspeed_config)
-        deepspeed = join(model.device.type)
+        deepspeed = start(model.device.type)
         self.model, self.config = model, config
-        self.rank, self.world = distributed.get_rank(), distributed.get_world_size()
+        self.rank, self.world = ranks.rank(), ranks.world()
         self.settings = filled(
             document,
             config,
@@ -181,10 +181,10 @@ class DeepSpeedLearner:
                 group["step"] = 0
 
     def save(self, folder: Path) -> None:
-        """Writes deepspeed/ (DeepSpeed's own form, all ranks) and deepspeed.json (what it is, and its files' hashes).
-
-        The folder must be the same one for all ranks.
+        """Writes deepspeed/ (DeepSpeed's own form, all ranks) and deepspeed.json (what it is, and its files' hashes) into
+        rank 0's folder, which all ranks must see.
         """
+        folder = Path(ranks.tell(str(folder)))
         self.engine.save_checkpoint(str(folder / "deepspeed"), tag=TAG, exclude_frozen_parameters=True)
         distributed.barrier()
         if self.rank == 0:
@@ -228,11 +228,8 @@ class DeepSpeedLearner:
         self.gradient_steps = told["gradient_steps"]
 
 
-def join(device: str) -> Any:
-    """Makes this process a rank of torch's and DeepSpeed's process group, once; returns the module deepspeed.
-
-    Under torchrun or the deepspeed launcher the rank is what they say; a plain process is a group of one. Ranks that
-    wait for another one longer than DEEPSPEED_TIMEOUT minutes (30 where it is not set) fail.
+def start(device: str) -> Any:
+    """Makes this process a rank of torch's and DeepSpeed's process group (`ranks.join`); returns the module deepspeed.
 
     Args:
         device: "cuda" or "cpu", where the model is.
@@ -240,17 +237,9 @@ def join(device: str) -> Any:
     if device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # before the import: DeepSpeed would take a GPU that it sees
     deepspeed: Any = require("deepspeed", "policy.learner=deepspeed")
-    timeout = timedelta(minutes=float(os.environ.get("DEEPSPEED_TIMEOUT", "30")))
-    backend = "nccl" if device == "cuda" else "gloo"
     os.environ.setdefault("LOCAL_RANK", "0")
-    if not distributed.is_initialized():
-        if "RANK" in os.environ:
-            distributed.init_process_group(backend, timeout=timeout)
-        else:
-            distributed.init_process_group(
-                backend, timeout=timeout, store=distributed.HashStore(), rank=0, world_size=1
-            )
-    deepspeed.init_distributed(dist_backend=backend, timeout=timeout)
+    ranks.join(device)
+    deepspeed.init_distributed(dist_backend="nccl" if device == "cuda" else "gloo")
     return deepspeed
 
 

@@ -1,4 +1,4 @@
-"""Takes optimizer steps with torch's AdamW, in one process."""
+"""Takes optimizer steps with torch's AdamW, in one process, or on ranks that each hold the whole model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from llm_duel_env import ranks
 from llm_duel_env.agents.policies.base import PolicyConfig
+
+CHECK_EVERY = 50
+"""Steps after which ranks compare their weights."""
 
 
 class TorchLearner:
@@ -23,10 +27,11 @@ class TorchLearner:
         fused: whether AdamW runs as one kernel (small models gain).
     """
 
-    rank, world, uniform = 0, 1, False
+    uniform = False
 
     def __init__(self, model: nn.Module, config: PolicyConfig, *, fused: bool = False) -> None:
         self.model, self.config, self.fused = model, config, fused
+        self.rank, self.world = ranks.rank(), ranks.world()
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(
             list(self.parameters.values()),
@@ -55,7 +60,12 @@ class TorchLearner:
         value.backward()
 
     def step(self) -> float:
-        """See `Engine.step`."""
+        """See `Engine.step`.
+
+        Raises:
+            RanksDiffer: the ranks' weights have drifted apart.
+        """
+        ranks.add_up(p.grad for p in self.parameters.values() if p.grad is not None)
         norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), self.config.grad_clip))
         if not np.isfinite(norm):
             raise FloatingPointError(
@@ -65,11 +75,15 @@ class TorchLearner:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.gradient_steps += 1
+        if self.gradient_steps % CHECK_EVERY == 0:
+            ranks.check_alike("the policy's weights", (p.double().sum() for p in self.parameters.values()))
         return norm
 
     def total(self, values: list[float]) -> list[float]:
         """See `Engine.total`."""
-        return values
+        sums = torch.tensor(values, dtype=torch.float64)
+        ranks.add_up([sums])
+        return sums.tolist()
 
     def whole(self) -> AbstractContextManager[None]:
         """See `Learner.whole`."""

@@ -31,7 +31,7 @@ class Sampler(Protocol):
     def sample(
         self,
         prompts: Sequence[Sequence[int]],
-        prompt_ids: np.ndarray,
+        draws: np.ndarray,
         stream: tuple | None,
         *,
         n: int,
@@ -41,21 +41,25 @@ class Sampler(Protocol):
 
         Args:
             prompts: token ids of each prompt.
-            prompt_ids: (M,) int64. Draws are keyed by them, so that they do not depend on the rest of the batch.
+            draws: (M, 2) int64 of `numbered`: what draws are keyed by, so that they do not depend on the rest of the
+                batch.
             stream: the seed and the key of the draw; None decodes greedily.
             n: responses per prompt.
             temperature: divides the logits; positive. Greedy decoding takes none.
         """
 
 
-def keyed_seeds(stream: tuple, prompt_ids: np.ndarray) -> list[int]:
-    """A seed in [0, 2^62) for each of M prompts; the second visit to a prompt in a batch has its own.
+def numbered(prompt_ids: np.ndarray) -> np.ndarray:
+    """(M, 2) int64: each prompt's id, and how often it came earlier in the batch, so that a second visit has draws of
+    its own."""
+    ids = np.asarray(prompt_ids, np.int64)
+    return np.stack([ids, visits(ids)], axis=1)
 
-    `stream` is the seed and the key of the draw.
-    """
+
+def keyed_seeds(stream: tuple, draws: np.ndarray) -> list[int]:
+    """A seed in [0, 2^62) for each of M prompts, (M, 2) of `numbered`. `stream` is the seed and the key of the draw."""
     seed, *key = stream
-    again = visits(np.asarray(prompt_ids))
-    return [int(generator(seed, *key, int(i), int(k)).integers(1 << 62)) for i, k in zip(prompt_ids, again)]
+    return [int(generator(seed, *key, *map(int, draw)).integers(1 << 62)) for draw in draws]
 
 
 def weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

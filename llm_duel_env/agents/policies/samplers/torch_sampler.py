@@ -7,7 +7,6 @@ other responses have ended.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
@@ -60,7 +59,7 @@ class TorchSampler:
     def sample(
         self,
         prompts: Sequence[Sequence[int]],
-        prompt_ids: np.ndarray,
+        draws: np.ndarray,
         stream: tuple | None,
         *,
         n: int,
@@ -69,17 +68,17 @@ class TorchSampler:
         """See `Sampler.sample`. No log-probs are told."""
         vocabulary = int(self.model.config.get_text_config().vocab_size)
         group = max(min(ROWS, LOGITS // vocabulary) // n, 1)
-        uniform = None if stream is None else keyed_uniforms(stream, prompt_ids, n, self.limit)
+        uniform = None if stream is None else keyed_uniforms(stream, draws, n, self.limit)
         parts = []
         for start in range(0, len(prompts), group):
-            draws = None
+            own = None
             if uniform is not None:
-                draws = torch.from_numpy(uniform[start : start + group]).to(self.model.device)
+                own = torch.from_numpy(uniform[start : start + group]).to(self.model.device)
             with self.precision():
                 sampled = sample_tokens(
                     self.model,
                     prompts[start : start + group],
-                    draws,
+                    own,
                     n=n,
                     max_new_tokens=self.limit,
                     eos=self.eos,
@@ -93,18 +92,14 @@ class TorchSampler:
         return Sampled(np.concatenate([part[0] for part in parts])[:, :, : int(lengths.max())], lengths)
 
 
-def keyed_uniforms(stream: tuple, prompt_ids: np.ndarray, n: int, tokens: int) -> np.ndarray:
-    """(M, n, tokens) float64 in [0, 1), one stream per prompt; the second visit to a prompt in a batch has its own.
-
-    `stream` is the seed and the key of the draw.
-    """
+def keyed_uniforms(stream: tuple, draws: np.ndarray, n: int, tokens: int) -> np.ndarray:
+    """(M, n, tokens) float64 in [0, 1), one stream for each of `draws`, (M, 2) of `numbered`. `stream` is the seed and
+    the key of the draw."""
     seed, *key = stream
-    visits: Counter[int] = Counter()
-    draws = np.empty((len(prompt_ids), n, tokens))
-    for row, prompt in enumerate(int(i) for i in prompt_ids):
-        draws[row] = generator(seed, *key, prompt, visits[prompt]).random((n, tokens))
-        visits[prompt] += 1
-    return draws
+    uniform = np.empty((len(draws), n, tokens))
+    for row, draw in enumerate(draws):
+        uniform[row] = generator(seed, *key, *map(int, draw)).random((n, tokens))
+    return uniform
 
 
 def choose(logits: Tensor, uniform: Tensor | None, temperature: float) -> Tensor:

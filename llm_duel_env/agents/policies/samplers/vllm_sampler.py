@@ -105,7 +105,7 @@ class VLLMSampler:
     def sample(
         self,
         prompts: Sequence[Sequence[int]],
-        prompt_ids: np.ndarray,
+        draws: np.ndarray,
         stream: tuple | None,
         *,
         n: int,
@@ -120,7 +120,7 @@ class VLLMSampler:
         if stream is not None and temperature < LEAST_TEMPERATURE:
             raise ValueError(f"policy.sampler=vllm: expected a temperature >= {LEAST_TEMPERATURE}, got {temperature}")
         self._be_ready()
-        seeds = [None] * len(prompts) if stream is None else keyed_seeds(stream, prompt_ids)
+        seeds = [None] * len(prompts) if stream is None else keyed_seeds(stream, draws)
         settings = [
             self.vllm.SamplingParams(
                 n=n,

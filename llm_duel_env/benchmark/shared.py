@@ -1,0 +1,48 @@
+"""One environment for all ranks: rank 0 asks the oracle and keeps the ledger, and tells the others what came of it.
+
+The other ranks hold the environment too, without a ledger: they know the prompts, and are told how far the run is.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any, cast
+
+import gymnasium
+import numpy as np
+import torch
+
+from llm_duel_env import ranks
+from llm_duel_env.metrics import Respond
+
+
+def step(env: gymnasium.vector.VectorEnv, action: dict[str, Any]) -> tuple[Any, ...]:
+    """`env.step` on rank 0, what it returned on all.
+
+    Raises:
+        RanksDiffer: the ranks would have shown different duels.
+    """
+    if ranks.world() == 1:
+        return env.step(action)
+    ranks.check_alike("the duels of a round", [torch.tensor([_digest(action)])])
+    core = cast(Any, env.unwrapped)
+    if ranks.rank() == 0:
+        observation, *rest = env.step(action)
+        ranks.lead([*rest, core.state_dict()])
+        return (observation, *rest)
+    *rest, state = ranks.follow()
+    core.load_state_dict(state)
+    return (core.observe(), *rest)
+
+
+def evaluate_prompts(core: Any, respond: Respond, heldout: np.ndarray) -> dict[str, np.ndarray]:
+    """`core.evaluate_prompts` of the held-out prompts `heldout`, the first ones: all ranks respond, rank 0 evaluates."""
+    observation = core.task.observe(heldout)
+    responses = respond(observation)
+    if ranks.rank() == 0:
+        return ranks.lead(core.evaluate_prompts(lambda _: responses, len(heldout)))
+    return ranks.follow()
+
+
+def _digest(action: dict[str, Any]) -> int:
+    return zlib.crc32(repr([(name, [str(value) for value in action[name]]) for name in sorted(action)]).encode())

@@ -1,0 +1,329 @@
+"""The processes of one run: who they are, what they tell each other, and that none of them is lost unnoticed.
+
+A run on N ranks is one program, N times: every rank plays the same rounds and holds the same agent. Heavy work is cut
+by prompts (`share`, `gather`), and what one rank alone does is told to the others (`tell`). Ranks come from a launcher
+(torchrun, deepspeed, `llm-duel run --ranks`); without one there is a single rank, and nothing here does anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import hashlib
+import io
+import json
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, distributed
+
+BEAT = 1.0
+"""Seconds between two signs of life of a rank."""
+SILENCE = 60.0
+"""Seconds without a sign of life after which a rank counts as lost; the environment variable LLM_DUEL_SILENCE sets
+another number."""
+LOST = 70
+"""Exit status of a rank that ends because another one is lost."""
+
+
+class RanksDiffer(RuntimeError):  # noqa: N818 (an exception that says what happened)
+    """The ranks no longer hold the same state."""
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def world() -> int:
+    """How many ranks there are."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def device() -> str:
+    """The GPU of this rank where there is one (the launcher's LOCAL_RANK, else the first), or the CPU."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+
+
+def join(device: str) -> None:
+    """Makes this process a rank of torch's process group, once: as the launcher says, or a group of one.
+
+    Ranks that wait for another one longer than DEEPSPEED_TIMEOUT minutes (30 where it is not set) fail.
+
+    Args:
+        device: "cpu" or one of a GPU, where models are. What is on the CPU goes over gloo, what is on a GPU over nccl.
+    """
+    if distributed.is_initialized():
+        return
+    timeout = timedelta(minutes=float(os.environ.get("DEEPSPEED_TIMEOUT", "30")))
+    backend = "gloo"
+    if device.startswith("cuda"):
+        backend = "cpu:gloo,cuda:nccl"
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if "RANK" in os.environ:
+        distributed.init_process_group(backend, timeout=timeout)
+    else:
+        store = distributed.HashStore()
+        distributed.init_process_group(backend, timeout=timeout, store=store, rank=0, world_size=1)
+
+
+def share(count: int) -> np.ndarray:
+    """The rows of `count` that this rank works on, for `gather`: every N-th. A rank for which there is none takes the
+    first row again, so that all ranks do the same kinds of work.
+
+    >>> share(3)
+    array([0, 1, 2])
+    """
+    own = np.arange(count)[rank() :: world()]
+    return own if len(own) else np.zeros(min(count, 1), np.int64)
+
+
+def gather(part: Tensor, count: int) -> Tensor:
+    """The rows that all ranks made of their `share` of `count`, in order: (count, ...) on every rank.
+
+    Dimensions after the first may differ between ranks; shorter ones are filled with 0 at the end.
+    """
+    if world() == 1:
+        return part
+    trailing = torch.tensor(part.shape[1:], dtype=torch.int64)
+    distributed.all_reduce(trailing, distributed.ReduceOp.MAX)
+    padded = part.new_zeros(-(-count // world()), *trailing.tolist())
+    padded[tuple(slice(0, size) for size in part.shape)] = part
+    parts = [torch.empty_like(padded) for _ in range(world())]
+    distributed.all_gather(parts, padded)
+    whole = part.new_empty(count, *trailing.tolist())
+    for number, rows in enumerate(parts):
+        whole[number :: world()] = rows[: len(range(number, count, world()))]
+    return whole
+
+
+def tell(value: Any = None) -> Any:
+    """Rank 0's `value` on every rank: None, numbers, texts and numeric arrays, in lists, tuples (which become lists)
+    and dicts by text. Nothing is pickled."""
+    if world() == 1:
+        return value
+    message = torch.from_numpy(np.frombuffer(_packed(value), np.uint8).copy()) if rank() == 0 else None
+    size = torch.tensor([0 if message is None else len(message)])
+    distributed.broadcast(size, 0)
+    if message is None:
+        message = torch.empty(int(size), dtype=torch.uint8)
+    distributed.broadcast(message, 0)
+    return value if rank() == 0 else _unpacked(message.numpy().tobytes())
+
+
+Rows = Sequence[Any]
+Work = Callable[[Rows], np.ndarray]
+_works: list[Work] = []
+
+
+def together(work: Work) -> Work:
+    """`work`, which makes a number of each of R rows of plain data, with the rows shared by all ranks.
+
+    The result is called on rank 0 while the others `follow`, or on all ranks alike. To be made on all ranks, in the
+    same order.
+    """
+    if world() == 1:
+        return work
+    _works.append(work)
+    number = len(_works) - 1
+
+    def shared(rows: Rows) -> np.ndarray:
+        if not len(rows):
+            return work(rows)
+        told = tell({"work": number, "rows": rows} if rank() == 0 else None)
+        return _own_share(told["work"], told["rows"])
+
+    return shared
+
+
+def _own_share(number: int, rows: Rows) -> np.ndarray:
+    part = _works[number]([rows[row] for row in share(len(rows))])
+    return gather(torch.from_numpy(part), len(rows)).numpy()
+
+
+def lead(value: Any) -> Any:
+    """Ends what the others `follow`, and tells them `value`."""
+    tell({"done": value})
+    return value
+
+
+def follow() -> Any:
+    """What ranks other than 0 do while rank 0 alone is busy: their share of work done `together`, until it is through.
+    What it then tells is returned."""
+    while "done" not in (told := tell()):
+        _own_share(told["work"], told["rows"])
+    return told["done"]
+
+
+def copy_from_first(tensors: Iterable[Tensor]) -> None:
+    """Gives `tensors` rank 0's values, in place."""
+    if world() > 1:
+        for tensor in tensors:
+            distributed.broadcast(tensor.detach(), 0)
+
+
+def add_up(tensors: Iterable[Tensor]) -> None:
+    """Gives `tensors` their sums over the ranks, in place."""
+    if world() > 1:
+        for tensor in tensors:
+            distributed.all_reduce(tensor)
+
+
+def any_of(flag: bool) -> bool:
+    """Whether any rank says True."""
+    if world() == 1:
+        return flag
+    told = torch.tensor([int(flag)])
+    distributed.all_reduce(told, distributed.ReduceOp.MAX)
+    return bool(told.item())
+
+
+def meet() -> None:
+    """Waits for the others."""
+    if world() > 1:
+        any_of(False)
+
+
+def check_alike(what: str, tensors: Iterable[Tensor]) -> None:
+    """Checks that all ranks hold the same numbers, to the last bit.
+
+    Raises:
+        RanksDiffer: they do not; says which ranks differ from rank 0.
+    """
+    if world() == 1:
+        return
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    own = torch.from_numpy(np.frombuffer(digest.digest()[:8], np.int64).copy())[None]
+    found = [torch.empty_like(own) for _ in range(world())]
+    distributed.all_gather(found, own)
+    others = [number for number, other in enumerate(found) if not torch.equal(other, found[0])]
+    if others:
+        raise RanksDiffer(f"{what}: expected the same on all ranks, got others than rank 0's on ranks {others}")
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[None]:
+    """Within the block every rank shows that it lives and looks whether the others do, from a thread of its own.
+
+    A rank that fails tells the others why, and one that is silent for too long (killed, stopped, its machine gone) is
+    missed: the others then say so and end with status `LOST`, also where they wait for it inside a collective
+    operation.
+    """
+    if world() == 1:
+        yield
+        return
+    watch = _Watch()
+    try:
+        yield
+    except BaseException as error:
+        watch.fail(error)
+        raise
+    watch.leave()
+
+
+class _Watch:
+    """Signs of life in the store that the ranks met at."""
+
+    def __init__(self) -> None:
+        # A connection of its own: the group's may be waiting inside a collective operation.
+        group: Any = distributed.distributed_c10d
+        self.store = group._get_default_store().clone()
+        self.silence = float(os.environ.get("LLM_DUEL_SILENCE", SILENCE))
+        self.over = threading.Event()
+        self.beats = 0
+        self.thread = threading.Thread(target=self._watch, daemon=True, name="watch")
+        self.thread.start()
+
+    def fail(self, error: BaseException) -> None:
+        """Tells the others that this rank is about to end, and why."""
+        self.over.set()
+        self.thread.join()
+        told = "".join(traceback.format_exception_only(error)).strip()
+        with contextlib.suppress(Exception):
+            self.store.set("llm-duel/failed", f"rank {rank()} failed: {told}")
+
+    def leave(self) -> None:
+        """Waits until all ranks are through, so that none misses one that has merely finished first."""
+        meet()
+        self.over.set()
+        self.thread.join()
+
+    def _watch(self) -> None:
+        seen = {number: ("", 0.0) for number in range(world()) if number != rank()}
+        waited = 0.0
+        while not self.over.wait(BEAT):
+            waited += BEAT
+            try:
+                self.beats += 1
+                self.store.set(f"llm-duel/beat/{rank()}", str(self.beats))
+                if self.store.check(["llm-duel/failed"]):
+                    self._end(self.store.get("llm-duel/failed").decode())
+                for number, (beat, when) in seen.items():
+                    key = f"llm-duel/beat/{number}"
+                    now = self.store.get(key).decode() if self.store.check([key]) else ""
+                    if now != beat:
+                        seen[number] = (now, waited)
+                    elif waited - when > self.silence:
+                        self._end(f"rank {number} has given no sign of life for {self.silence:.0f} s")
+            except (RuntimeError, ConnectionError) as error:  # the store is gone with the process that kept it
+                self._end(f"the ranks' meeting place is gone ({error})")
+
+    def _end(self, why: str) -> None:
+        """Ends this process, wherever its main thread is waiting."""
+        if self.over.is_set():
+            return
+        print(f"rank {rank()} of {world()} ends: {why}. It was here:", file=sys.stderr, flush=True)
+        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+        os._exit(LOST)
+
+
+def _packed(value: Any) -> bytes:
+    arrays: dict[str, np.ndarray] = {}
+    tree = json.dumps(_tree(value, arrays))
+    file = io.BytesIO()
+    np.savez(file, allow_pickle=False, tree=np.array(tree), **arrays)
+    return file.getvalue()
+
+
+def _unpacked(message: bytes) -> Any:
+    with np.load(io.BytesIO(message), allow_pickle=False) as arrays:
+        return _leaves(json.loads(str(arrays["tree"])), arrays)
+
+
+def _tree(value: Any, arrays: dict[str, np.ndarray]) -> Any:
+    """The value as JSON, with arrays put aside; anything else than what `tell` takes is a TypeError."""
+    if isinstance(value, dict):
+        if not all(isinstance(name, str) for name in value):
+            raise TypeError(f"expected names that are texts, got {list(value)}")
+        return {"dict": {name: _tree(item, arrays) for name, item in value.items()}}
+    if isinstance(value, (list, tuple)):
+        return {"list": [_tree(item, arrays) for item in value]}
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        name = f"a{len(arrays)}"
+        arrays[name] = value
+        return {"array": name}
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"expected plain data or a numeric array, got {type(value).__name__}")
+
+
+def _leaves(tree: Any, arrays: Any) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    ((kind, content),) = tree.items()
+    if kind == "array":
+        return arrays[content]
+    if kind == "list":
+        return [_leaves(item, arrays) for item in content]
+    return {name: _leaves(item, arrays) for name, item in content.items()}

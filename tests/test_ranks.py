@@ -1,0 +1,69 @@
+"""What ranks tell each other, and what becomes of them when one is lost: real processes on this machine."""
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from llm_duel_env import ranks
+from llm_duel_env.benchmark.launcher import launch
+
+WORKER = str(Path(__file__).with_name("ranks_worker.py"))
+
+
+def play(what, count, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    begun = time.monotonic()
+    return launch([sys.executable, WORKER, what], count), time.monotonic() - begun
+
+
+def test_one_rank_needs_nobody():
+    assert (ranks.rank(), ranks.world()) == (0, 1)
+    part = torch.arange(6).view(3, 2)
+    assert ranks.gather(part, 3) is part
+    assert ranks.share(4).tolist() == [0, 1, 2, 3]
+    assert ranks.share(0).tolist() == []
+    assert ranks.tell({"a": 1}) == {"a": 1}
+    assert ranks.any_of(True)
+    ranks.check_alike("anything", [part])
+    with ranks.watched():
+        pass
+
+
+def test_three_ranks_tell_each_other_everything(monkeypatch, capfd):
+    status, _ = play("together", 3, monkeypatch)
+    captured = capfd.readouterr()
+    assert status == 0, captured.err
+    assert "all well" in captured.out
+
+
+def test_a_rank_that_fails_brings_the_others_down_with_its_reason(monkeypatch, capfd):
+    status, seconds = play("fails", 2, monkeypatch)
+    told = capfd.readouterr().err
+    assert status in (1, ranks.LOST)
+    assert "ValueError: the egg broke" in told
+    assert seconds < 60  # most of it is importing torch; the ranks would wait for half an hour
+
+
+def test_a_rank_that_hangs_is_missed(monkeypatch, capfd):
+    monkeypatch.setenv("LLM_DUEL_SILENCE", "4")
+    status, seconds = play("stops", 2, monkeypatch)
+    told = capfd.readouterr().err
+    assert status == ranks.LOST
+    assert "rank 0 of 2 ends: rank 1 has given no sign of life for 4 s" in told
+    assert "any_of" in told  # where it was waiting
+    assert seconds < 90
+
+
+def test_only_plain_data_is_told():
+    for value in ({1: 2}, object(), np.array(["a"], object)):
+        with pytest.raises(TypeError, match="expected"):
+            ranks._packed(value)
+    value = {"a": [np.float32(0.5), (1, 2)], "empty": {}, "none": [], "of": np.zeros((0, 3), np.int8)}
+    back = ranks._unpacked(ranks._packed(value))
+    assert back["a"] == [0.5, [1, 2]]
+    assert (back["empty"], back["none"]) == ({}, [])
+    assert (back["of"].shape, back["of"].dtype) == ((0, 3), np.int8)
