@@ -36,7 +36,7 @@ def step(env: gymnasium.vector.VectorEnv, action: dict[str, Any]) -> tuple[Any, 
 
 
 def evaluate_prompts(core: Any, respond: Respond, heldout: np.ndarray) -> dict[str, np.ndarray]:
-    """`core.evaluate_prompts` of the held-out prompts `heldout`, the first ones: all ranks respond, rank 0 evaluates."""
+    """`core.evaluate_prompts` of the first held-out prompts, `heldout`: all ranks respond, rank 0 evaluates."""
     observation = core.task.observe(heldout)
     responses = respond(observation)
     if ranks.rank() == 0:
