@@ -136,7 +136,7 @@ class APL(Agent):
         for epoch in range(self.config.epochs):
             key = ("retrain", self.phase, epoch)
             learnt = self.policy.learn(self.optimizer, ranked, progress=epoch / self.config.epochs, key=key)
-            summed = {name: learnt[name] + metrics.get(name, 0.0) for name in ("gradient_steps", "pairs")}
+            summed = {name: learnt.get(name, 0.0) + metrics.get(name, 0.0) for name in ("gradient_steps", "pairs")}
             metrics = learnt | summed
         return metrics | {"phase": float(self.phase), "labels": float(len(ranked.responses))}
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:  # they bring transformers with them
 
 LOSS_TYPES = {"dpo": "sigmoid", "ipo": "ipo"}
 """Our names of the trainer's losses."""
-FIXED = ("passes", "sampler", "learner", "gradient_checkpointing", "lora_rank", "offload_reference")
+FIXED = ("passes", "sampler", "learner", "asynchronous", "gradient_checkpointing", "lora_rank", "offload_reference")
 """Settings of our policies that the trainer would not follow: refused where they are not the default."""
 
 

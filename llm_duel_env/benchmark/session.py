@@ -156,6 +156,9 @@ class Session:
 
     def evaluate(self) -> None:
         """Measures the deployed policy on the held-out prompts."""
+        if self.over:  # what is deployed has learnt all
+            with self._clock("update"):
+                self.sums["gradient_steps"] += self.agent.policy.settle().get("gradient_steps", 0)
         with self._clock("evaluate"):
             measured = shared.evaluate_prompts(self.core, self.agent.respond, self.heldout)
             diagnosed = self.heldout if self.over else self.heldout[:DIAGNOSED]  # most of an evaluation's time

@@ -121,3 +121,20 @@ def test_a_language_model_killed_and_resumed_is_the_same_bit_for_bit(tmp_path):
     fates = killed(broken, [("bought", 3), ("half a checkpoint", 1), ("never", 0)])
     assert fates == [signal.SIGKILL] * 2 + [0]
     assert_same(whole.folder, broken.folder)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_killed_while_it_learns_in_the_background(tmp_path):
+    whole = sea(tmp_path / "whole")
+    whole = dataclasses.replace(whole, overrides=whole.overrides | {"policy.asynchronous": True})
+    plain = sea(tmp_path / "plain")
+    run(whole, say=silent)
+    run(plain, say=silent)
+    assert Path(whole.folder, "ledger.jsonl").read_bytes() != Path(plain.folder, "ledger.jsonl").read_bytes()
+    steps = [json.loads(Path(f.folder, "result.json").read_text())["gradient_steps"] for f in (whole, plain)]
+    assert steps[0] > 10
+    assert abs(steps[0] - steps[1]) <= 3  # no lesson is lost; the runs may differ in ties
+    broken = dataclasses.replace(whole, folder=str(tmp_path / "broken"), checkpoint_every=0.1)
+    fates = killed(broken, [("bought", 5), ("half a checkpoint", 2), ("never", 0)])
+    assert fates == [signal.SIGKILL] * 2 + [0]
+    assert_same(whole.folder, broken.folder)

@@ -51,6 +51,9 @@ class PolicyConfig:
     deepspeed_config: str | None = None
     """File with an ordinary DeepSpeed JSON (stage, offloading, bf16); batch sizes, clipping and learning rate are this
     policy's and may be left out or "auto" there. None is ZeRO 2."""
+    asynchronous: bool = False
+    """Learn in the background: the sampler and the oracle go on with the next round meanwhile, by the policy of before
+    the lesson (one round off)."""
     gradient_checkpointing: bool = False
     """Layers compute again for the gradient instead of keeping what they computed: less memory, more time."""
     lora_rank: int = 0
@@ -221,6 +224,11 @@ class Policy(ABC):
         if bonus is not None:
             bonus = bonus.rows(decided)
         return self.learn(loss, kept.ordered(), progress=progress, key=key, scores=scores, bonus=bonus)
+
+    def settle(self) -> Metrics:
+        """Waits for learning in the background and takes on what was learnt. Its metrics, as of `learn`; {} where
+        nothing was under way."""
+        return {}
 
     @abstractmethod
     def diagnose(self, observation: Observation, key: tuple[int | str, ...]) -> Metrics:

@@ -7,12 +7,15 @@ import json
 import math
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from llm_duel_env.agents.policies import background
+from llm_duel_env.agents.policies.background import Background
 from llm_duel_env.agents.policies.base import DirectOptimizer, Policy, PolicyConfig, check_mixture
 from llm_duel_env.agents.policies.learners.lesson import prepare
 from llm_duel_env.agents.policies.learners.loop import train
@@ -104,7 +107,14 @@ class CandidatePolicy(Policy):
         self._measure(task.observe(np.arange(min(STATISTICS_PROMPTS, task.train_prompts))))
         self.reference = copy.deepcopy(self.scorer).requires_grad_(False)
         self.reference_version = 0
-        self.learner = TorchLearner(self.scorer, config, fused=True)
+        self.trained = self.scorer
+        """What trains; `scorer` is what the policy acts by."""
+        self.background: Background | None = None
+        if config.asynchronous:
+            background.check(config)
+            self.background = Background(self.trained)
+            self.scorer = cast(CandidateScorer, self.background.acting)
+        self.learner = TorchLearner(self.trained, config, fused=True)
         self._start = copy.deepcopy(self.scorer.state_dict())  # for `reset`
 
     def _measure(self, observation: Observation) -> None:
@@ -197,11 +207,20 @@ class CandidatePolicy(Policy):
         scores: np.ndarray | None = None,
         bonus: Candidates | None = None,
     ) -> Metrics:
-        """See `Policy.learn`. A response is one token."""
+        """See `Policy.learn`. A response is one token. In the background the metrics are those of the lesson before."""
+        learnt = self.settle()
         lesson = prepare(loss, ranked, scores, bonus, torch.no_grad()(partial(self._score, self.reference)))
         rng = generator(self.seed, "shuffle", *key)
-        score = partial(self._score, self.scorer)
-        return train(self.learner, loss, lesson, score, config=self.config, progress=progress, rng=rng)
+        score = partial(self._score, self.trained)
+        train_on = partial(train, self.learner, loss, lesson, score, config=self.config, progress=progress, rng=rng)
+        if self.background is None:
+            return train_on()
+        self.background.start(train_on)
+        return learnt
+
+    def settle(self) -> Metrics:
+        """See `Policy.settle`."""
+        return self.background.settle() if self.background else {}
 
     def _score(self, scorer: CandidateScorer, candidates: Candidates, per_token: bool) -> Tensor:
         """See `Score`."""
@@ -220,18 +239,24 @@ class CandidatePolicy(Policy):
 
     def move_reference(self) -> None:
         """Makes the present policy the reference; features stay as they are."""
+        self.settle()
         self.reference = copy.deepcopy(self.scorer).requires_grad_(False)
         self.reference_version += 1
 
     def reset(self) -> None:
         """See `Policy.reset`."""
-        self.scorer.load_state_dict(self._start)
+        self.settle()
+        self.trained.load_state_dict(self._start)
+        if self.background is not None:
+            self.background.take_on()
         self.learner.reset()
 
     def save(self, folder: Path) -> None:
         """See `Policy.save`."""
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f"policy.{name}": value for name, value in self.scorer.state_dict().items()}
+        if self.background is not None:
+            self.background.save(folder)
+        tensors = {f"policy.{name}": value for name, value in self.trained.state_dict().items()}
         tensors |= {f"reference.{name}": value for name, value in self.reference.state_dict().items()}
         tensors |= {"feature_mean": self.feature_mean, "feature_std": self.feature_std}
         save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "policy.safetensors")
@@ -241,10 +266,12 @@ class CandidatePolicy(Policy):
     def load(self, folder: Path) -> None:
         """See `Policy.load`."""
         tensors = load_file(folder / "policy.safetensors")
-        for prefix, scorer in (("policy.", self.scorer), ("reference.", self.reference)):
+        for prefix, scorer in (("policy.", self.trained), ("reference.", self.reference)):
             scorer.load_state_dict({n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)})
         self.feature_mean, self.feature_std = tensors["feature_mean"], tensors["feature_std"]
         self.learner.load(folder)
+        if self.background is not None:
+            self.background.load(folder)
         self.reference_version = json.loads((folder / "policy.json").read_text())["reference_version"]
 
 

@@ -14,6 +14,8 @@ from transformers import PreTrainedModel
 
 from llm_duel_env import ranks
 from llm_duel_env.adapters import base_model, is_adapter
+from llm_duel_env.agents.policies import background
+from llm_duel_env.agents.policies.background import Background
 from llm_duel_env.agents.policies.base import DirectOptimizer, Policy, PolicyConfig, check_mixture
 from llm_duel_env.agents.policies.checkpointing import checkpointing
 from llm_duel_env.agents.policies.encoder import FrozenEncoder, load_encoder
@@ -22,7 +24,7 @@ from llm_duel_env.agents.policies.learners.loop import train
 from llm_duel_env.agents.policies.models import Models
 from llm_duel_env.agents.policies.output_layer import is_linear
 from llm_duel_env.agents.policies.response_embedding import mean_hidden_states
-from llm_duel_env.agents.policies.samplers.base import Sampler, numbered
+from llm_duel_env.agents.policies.samplers.base import Sampler, numbered, weights
 from llm_duel_env.agents.policies.samplers.torch_sampler import TorchSampler
 from llm_duel_env.agents.policies.samplers.vllm_sampler import VLLMSampler
 from llm_duel_env.agents.policies.scoring import Prompts, log_probs
@@ -71,7 +73,10 @@ class LanguageModelPolicy(Policy):
         self.bf16 = self.device.type == "cuda" if bf16 is None else bf16
         self.task, self.config, self.seed = task, config, seed
         self.models = Models(task.model, config, device=self.device, seed=seed, bf16=self.bf16)
+        if config.asynchronous:
+            background.check(config)
         self.model = self.models.policy
+        """What the policy acts by; with `PolicyConfig.asynchronous` not what trains."""
         self.tokenizer = self.models.tokenizer()
         self.tokens = Tokens(
             self.tokenizer,
@@ -90,6 +95,10 @@ class LanguageModelPolicy(Policy):
             other = load_encoder(config.encoder, task, self.tokenizer, self.device)
             self.embedder = FrozenEncoder(other, self.precision, self._can_share_prefix(other))
         self.feature_size = self.embedder.feature_size
+        self.background: Background | None = None
+        if config.asynchronous:
+            self.background = Background(self.models.policy, lambda: self.models.using(self.models.policy))
+            self.model = self.background.acting
         self.models.start_learning()
         self.learner = self.models.learner
         start = base_model(task.model) if is_adapter(task.model) else task.model
@@ -204,7 +213,7 @@ class LanguageModelPolicy(Policy):
 
         return VLLMSampler(
             model,
-            self.models.whole_weights,
+            self.models.whole_weights if self.background is None else lambda: weights(self.model),
             score,
             eos=sorted(self.tokens.eos),
             max_prompt_tokens=self.tokens.max_prompt_tokens,
@@ -251,7 +260,7 @@ class LanguageModelPolicy(Policy):
     def _learning_score(self, candidates: Candidates, per_token: bool) -> Tensor:
         """See `Score`; of the policy, with gradient."""
         one_call = self.learner.uniform or self.config.gradient_checkpointing
-        return self._log_probs(self.model, candidates, per_token, one_call=one_call)
+        return self._log_probs(self.models.policy, candidates, per_token, one_call=one_call)
 
     def _log_probs(self, model: PreTrainedModel, candidates: Candidates, per_token: bool, **ways: bool) -> Tensor:
         prompts, (tokens, lengths) = self._prompts(candidates.observation), self._tensors(candidates)
@@ -287,13 +296,29 @@ class LanguageModelPolicy(Policy):
         scores: np.ndarray | None = None,
         bonus: Candidates | None = None,
     ) -> Metrics:
-        """See `Policy.learn`."""
+        """See `Policy.learn`. In the background the metrics are those of the lesson before."""
+        learnt = self.settle()
         lesson = prepare(loss, ranked, scores, bonus, self._reference_score)
-        rng, score = generator(self.seed, *key), self._learning_score
-        if self.vllm is not None:
-            self.vllm.rest()
-        with self.clock("learn"), checkpointing(self.model, self.config.gradient_checkpointing):
-            return train(self.learner, loss, lesson, score, config=self.config, progress=progress, rng=rng)
+        rng = generator(self.seed, *key)
+
+        def train_on() -> Metrics:
+            with self.clock("learn"), checkpointing(self.models.policy, self.config.gradient_checkpointing):
+                score = self._learning_score
+                return train(self.learner, loss, lesson, score, config=self.config, progress=progress, rng=rng)
+
+        if self.background is None:
+            if self.vllm is not None:
+                self.vllm.rest()
+            return train_on()
+        self.background.start(train_on)
+        return learnt
+
+    def settle(self) -> Metrics:
+        """See `Policy.settle`."""
+        learnt = self.background.settle() if self.background else {}
+        if learnt and self.vllm is not None:
+            self.vllm.invalidate()
+        return learnt
 
     def _reference_score(self, candidates: Candidates, per_token: bool) -> Tensor:
         if not per_token:
@@ -313,12 +338,16 @@ class LanguageModelPolicy(Policy):
 
     def move_reference(self) -> None:
         """See `Policy.move_reference`."""
+        self.settle()
         self.models.move_reference()
         self.reference_version += 1
 
     def reset(self) -> None:
         """See `Policy.reset`."""
+        self.settle()
         self.models.reset()
+        if self.background is not None:
+            self.background.take_on()
         if self.vllm is not None:
             self.vllm.invalidate()
 
@@ -327,6 +356,8 @@ class LanguageModelPolicy(Policy):
         """See `Policy.save`. ``model/`` is a model folder like any other, for transformers and vLLM; with LoRA it is a
         peft adapter's."""
         folder.mkdir(parents=True, exist_ok=True)
+        if self.background is not None:
+            self.background.save(folder)
         self.models.save(folder, reference=self.reference_version > 0)
         if self.learner.rank:  # what follows is the same on all ranks
             return
@@ -345,6 +376,8 @@ class LanguageModelPolicy(Policy):
         state = json.loads((folder / "policy.json").read_text())
         self.reference_version = state["reference_version"]
         self.models.load(folder, reference=self.reference_version > 0)
+        if self.background is not None:
+            self.background.load(folder)
         self.embedder.load(folder)
         self.generated_tokens = state["generated_tokens"]
         self.clock.seconds = dict(state["seconds"])
@@ -354,4 +387,5 @@ class LanguageModelPolicy(Policy):
     def export(self, folder: Path) -> None:
         """Writes the policy as an ordinary model folder with its tokenizer, an adapter merged, ZeRO's parts together:
         transformers and vLLM load it. Called on all ranks."""
+        self.settle()
         self.models.export(folder)

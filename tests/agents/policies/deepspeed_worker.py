@@ -2,6 +2,7 @@
 
 FOLDER holds job.json: a model folder, and cases by name, each a DeepSpeed configuration with settings of the policy.
 Rank 0 leaves FOLDER/NAME.json and FOLDER/NAME.safetensors for each; a case with "resume" also checkpoints and exports.
+A case with "from" goes on from the checkpoint in that folder, and saves it again.
 """
 
 from __future__ import annotations
@@ -54,8 +55,11 @@ def run_case(name: str, case: dict, model: str, folder: Path) -> None:
     path = folder / f"{name}.deepspeed.json"
     path.write_text(json.dumps(case["deepspeed"]))
     settings = replace(CONFIG, learner="deepspeed", deepspeed_config=str(path), **case.get("policy", {}))
-    policy = make(case.get("model", model), settings)
-    metrics = play(policy, range(CUT))
+    policy = make(model, settings)
+    if "from" in case:
+        policy.load(Path(case["from"]))
+        policy.save(folder / name / "checkpoint")
+    metrics = [] if "from" in case else play(policy, range(CUT))
     if case.get("resume"):
         policy.save(folder / name / "checkpoint")
     metrics += play(policy, range(CUT, ROUNDS))
@@ -66,7 +70,7 @@ def run_case(name: str, case: dict, model: str, folder: Path) -> None:
     result["reference"] = policy.reference_log_prob(pairs).tolist()
     result["sampled"] = policy.sample(fixtures.observe([3, 11]), 2, ("s",)).tokens.tolist()
     if case.get("resume"):
-        again = make(case.get("model", model), settings)
+        again = make(model, settings)
         again.load(folder / name / "checkpoint")
         play(again, range(CUT, ROUNDS))
         resumed = again.learner.weights()

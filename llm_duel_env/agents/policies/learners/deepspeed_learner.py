@@ -17,12 +17,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed, nn
 from transformers import PreTrainedModel
 
 from llm_duel_env import ranks
 from llm_duel_env.agents.policies.base import PolicyConfig
 from llm_duel_env.agents.policies.learners.deepspeed_config import filled, read_config
+from llm_duel_env.agents.policies.learners.deepspeed_state import (
+    clear,
+    full_shape,
+    full_state,
+    set_full_state,
+    set_full_weight,
+)
 from llm_duel_env.extras import require
 
 TAG = "learner"
@@ -55,7 +63,10 @@ class DeepSpeedLearner:
         )
         self.stage = int(self.settings["zero_optimization"]["stage"])
         self.uniform = self.stage == 3
-        trained = [p for p in model.parameters() if p.requires_grad]
+        self.form = {"ranks": self.world, "settings": json.loads(json.dumps(self.settings))}
+        """What ZeRO's own form of a checkpoint depends on."""
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        trained = list(self.parameters.values())
         optimizer = None
         if "optimizer" not in self.settings:
             optimizer = torch.optim.AdamW(
@@ -141,91 +152,83 @@ class DeepSpeedLearner:
                     value = parameter.detach().float()
                     value = value.clone() if self.rank == 0 else value
             if self.rank == 0:
-                result[name] = value.reshape(self._shape(parameter)).cpu()
+                result[name] = value.reshape(full_shape(parameter)).cpu()
         return result if self.rank == 0 else {}
 
     def set_weights(self, weights: dict[str, Tensor]) -> None:
         """See `Learner.set_weights`. Every rank is given the same."""
-        from deepspeed.utils import safe_set_full_fp32_param
-
         for name, parameter in self.model.named_parameters():
             if name not in weights:
                 continue
             value = weights[name].detach().to(self.engine.device)
-            if value.shape != self._shape(parameter):
-                got = f"{tuple(value.shape)}, expected {tuple(self._shape(parameter))}"
+            if value.shape != full_shape(parameter):
+                got = f"{tuple(value.shape)}, expected {tuple(full_shape(parameter))}"
                 raise ValueError(f"the weight {name!r} does not fit this model: {got}")
             with torch.no_grad(), self._gathered(parameter, modifier_rank=0):
                 if self.stage != 3 or self.rank == 0:
                     parameter.data.copy_(value)
             if parameter.requires_grad:
-                safe_set_full_fp32_param(parameter, value.float())
+                set_full_weight(parameter, value.float())
 
     def _gathered(self, parameter: nn.Parameter, modifier_rank: int | None = None) -> Any:
         from deepspeed.runtime.zero import GatheredParameters
 
         return GatheredParameters([parameter], modifier_rank=modifier_rank, enabled=self.stage == 3)
 
-    @staticmethod
-    def _shape(parameter: nn.Parameter) -> torch.Size:
-        return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
-
     def reset(self) -> None:
         """See `Learner.reset`."""
-        inner = self.optimizer.optimizer
-        for state in inner.state.values():
-            for key, value in state.items():
-                state[key] = value.zero_() if isinstance(value, Tensor) else 0
-        for group in inner.param_groups:
-            if "step" in group:
-                group["step"] = 0
+        clear(self.optimizer)
 
     def save(self, folder: Path) -> None:
-        """Writes deepspeed/ (DeepSpeed's own form, all ranks) and deepspeed.json (what it is, and its files' hashes) into
-        rank 0's folder, which all ranks must see.
+        """Writes into rank 0's folder, which all ranks must see.
+
+        What `TorchLearner.save` writes, and beside it deepspeed/, ZeRO's own form, by all ranks, and deepspeed.json, on
+        what that form depends, and its files' hashes.
         """
         folder = Path(ranks.tell(str(folder)))
+        # Of the moments, gathered one at a time, rank 0 alone keeps a copy.
+        state = full_state(self.optimizer, self.parameters)
+        tensors = {name: value.cpu().contiguous() for name, value in state if self.rank == 0}
         self.engine.save_checkpoint(str(folder / "deepspeed"), tag=TAG, exclude_frozen_parameters=True)
         distributed.barrier()
         if self.rank == 0:
+            save_file(tensors, folder / "optimizer.safetensors")
+            (folder / "optimizer.json").write_text(json.dumps({"gradient_steps": self.gradient_steps}))
             files = sorted(path for path in (folder / "deepspeed" / TAG).iterdir() if path.is_file())
-            record = {
-                "gradient_steps": self.gradient_steps,
-                "ranks": self.world,
-                "stage": self.stage,
-                "files": {path.name: _sha256(path) for path in files},
-            }
+            record = {**self.form, "files": {path.name: _sha256(path) for path in files}}
             (folder / "deepspeed.json").write_text(json.dumps(record, indent=1))
         distributed.barrier()
 
     def load(self, folder: Path) -> None:
-        """Restores what `save` wrote, on as many ranks and under the same stage.
+        """Restores what `save` wrote, or `TorchLearner.save`.
 
-        DeepSpeed's form holds pickles: files whose hashes are not those of the record are not opened.
+        On as many ranks and with the same settings as before that is ZeRO's own form. It holds pickles: files whose
+        hashes are not those of the record are not opened. Otherwise it is the torch learner's form, which knows neither
+        ranks nor stages.
 
         Raises:
-            ValueError: no such checkpoint, other ranks or another stage, or files that were changed.
+            ValueError: files that were changed, or the state of another model.
         """
-        record, inside = folder / "deepspeed.json", folder / "deepspeed" / TAG
-        if not record.exists():
-            raise ValueError(f"{folder}: expected a checkpoint of the DeepSpeed learner, found no {record.name}")
-        told = json.loads(record.read_text())
-        if (told["ranks"], told["stage"]) != (self.world, self.stage):
-            got = f"{told['ranks']} ranks under ZeRO {told['stage']}"
-            raise ValueError(
-                f"{folder}: expected {self.world} ranks under ZeRO {self.stage}, got a checkpoint of {got}"
+        record = folder / "deepspeed.json"
+        told = json.loads(record.read_text()) if record.exists() else {}
+        if self.form == {name: told.get(name) for name in self.form}:
+            self._check_files(folder / "deepspeed" / TAG, told["files"])
+            self.engine.load_checkpoint(
+                str(folder / "deepspeed"), tag=TAG, load_module_strict=False, load_lr_scheduler_states=False
             )
-        names = sorted(told["files"])
+        else:
+            set_full_state(self.optimizer, self.parameters, load_file(folder / "optimizer.safetensors"))
+        self.gradient_steps = json.loads((folder / "optimizer.json").read_text())["gradient_steps"]
+
+    def _check_files(self, folder: Path, hashes: dict[str, str]) -> None:
+        """Checks that a folder holds these files and no others; each rank looks at some."""
+        names = sorted(hashes)
         own = names[self.rank :: self.world]
-        changed = [n for n in own if not (inside / n).is_file() or _sha256(inside / n) != told["files"][n]]
-        extra = {path.name for path in inside.iterdir()} - set(names) if inside.is_dir() else set()
+        changed = [n for n in own if not (folder / n).is_file() or _sha256(folder / n) != hashes[n]]
+        extra = {path.name for path in folder.iterdir()} - set(names) if folder.is_dir() else set()
         if self.total([float(len(changed) + len(extra))])[0]:
             wrong = sorted({*changed, *extra}) or "some that another rank looked at"
-            raise ValueError(f"{inside}: files are missing or not those that were saved: {wrong}")
-        self.engine.load_checkpoint(
-            str(folder / "deepspeed"), tag=TAG, load_module_strict=False, load_lr_scheduler_states=False
-        )
-        self.gradient_steps = told["gradient_steps"]
+            raise ValueError(f"{folder}: files are missing or not those that were saved: {wrong}")
 
 
 def start(device: str) -> Any:
