@@ -28,11 +28,11 @@ def full_state(optimizer: Any, parameters: Mapping[str, nn.Parameter]) -> Iterat
     if not inner.state.get(flats[0]):
         return
     _link(optimizer)
-    step = torch.tensor(float(inner.state[flats[0]]["step"]))  # one for all parameters: they step together
+    step = float(inner.state[flats[0]]["step"])  # one for all parameters: they step together
     for name, parameter in parameters.items():
         for kind in MOMENTS:
             yield f"{name}/{kind}", safe_get_full_optimizer_state(parameter, kind)
-        yield f"{name}/step", step
+        yield f"{name}/step", torch.tensor(step)
 
 
 def set_full_state(optimizer: Any, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> None:
