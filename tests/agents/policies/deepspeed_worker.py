@@ -1,8 +1,9 @@
 """What each rank does in the tests of the DeepSpeed learner: `deepspeed_worker.py FOLDER`, under a launcher.
 
 FOLDER holds job.json: a model folder, and cases by name, each a DeepSpeed configuration with settings of the policy.
-Rank 0 leaves FOLDER/NAME.json and FOLDER/NAME.safetensors for each; a case with "resume" also checkpoints and exports.
-A case with "from" goes on from the checkpoint in that folder, and saves it again.
+Rank 0 leaves FOLDER/NAME.json and FOLDER/NAME.safetensors for each; a case with "resume" also checkpoints, and one
+with "reset" too also exports and begins anew. A case with "from" goes on from the checkpoint in that folder, and saves
+it again.
 """
 
 from __future__ import annotations
@@ -76,6 +77,7 @@ def run_case(name: str, case: dict, model: str, folder: Path) -> None:
         resumed = again.learner.weights()
         if again.learner.rank == 0:
             result["resumed"] = all(np.array_equal(tensors[key], resumed[key]) for key in tensors)
+    if case.get("reset"):
         again.export(folder / name / "export")
         again.reset()
         play(again, range(ROUNDS))
