@@ -14,7 +14,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test coverage test-slow test-vllm bench-vllm test-deepspeed bench-memory lint format bench-speed assets docs board board-runs study tune tune-board clean
+.PHONY: help setup setup-dev demo test coverage test-slow test-vllm bench-vllm test-deepspeed bench-engine bench-memory lint format bench-speed assets docs board board-runs study tune tune-board clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -67,8 +67,9 @@ $(VENV_VLLM)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 test-deepspeed: $(VENV_DEEPSPEED)/.installed  ## the tests of the DeepSpeed learner and of LoRA, in an environment of their own
-	PATH="$(abspath $(VENV_DEEPSPEED)/bin):$$PATH" $(VENV_DEEPSPEED)/bin/python -m pytest \
-		tests/agents/policies/test_deepspeed.py tests/agents/policies/test_lora.py $(ARGS)
+	PATH="$(abspath $(VENV_DEEPSPEED)/bin):$$PATH" OMP_NUM_THREADS=1 $(VENV_DEEPSPEED)/bin/python -m pytest -m "not slow" \
+		tests/agents/policies/test_deepspeed.py tests/agents/policies/test_lora.py \
+		tests/benchmark/test_deepspeed_run.py $(ARGS)
 
 # DeepSpeed builds a small communication operation with g++ and ninja when it is first used (a minute, once).
 $(VENV_DEEPSPEED)/.installed: pyproject.toml constraints.txt
@@ -78,6 +79,9 @@ $(VENV_DEEPSPEED)/.installed: pyproject.toml constraints.txt
 	$(VENV_DEEPSPEED)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 		pytest pytest-timeout --editable '.[deepspeed,peft]'
 	@touch $@
+
+bench-engine: setup-dev  ## the engine beside `generate`, TRL and the arithmetic floor; what a round's cost grows with
+	$(BIN)/python benchmark/engine.py $(ARGS)
 
 bench-memory: setup  ## peak memory of a learning step, the plain way and ours
 	OMP_NUM_THREADS=1 $(BIN)/python benchmark/memory.py $(ARGS)

@@ -54,7 +54,11 @@ def run(config: RunConfig, *, resume: bool = False, say: Callable[[str], None] |
 
         ranks.join(ranks.device())
         with ranks.watched():
-            return _run(config, resume, say if ranks.rank() == 0 else _silent)
+            try:
+                return _run(config, resume, say if ranks.rank() == 0 else _silent)
+            except RunInterrupted as stop:  # all ranks stop together: none of them has failed
+                interrupted = stop
+        raise interrupted
     return _run(config, resume, say)
 
 

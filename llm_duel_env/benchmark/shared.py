@@ -14,12 +14,14 @@ import torch
 
 from llm_duel_env import ranks
 from llm_duel_env.metrics import Respond
+from llm_duel_env.oracles.base import OracleStopped
 
 
 def step(env: gymnasium.vector.VectorEnv, action: dict[str, Any]) -> tuple[Any, ...]:
     """`env.step` on rank 0, what it returned on all.
 
     Raises:
+        OracleStopped: on all ranks, where rank 0's oracle says so.
         RanksDiffer: the ranks would have shown different duels.
     """
     if ranks.world() == 1:
@@ -27,10 +29,17 @@ def step(env: gymnasium.vector.VectorEnv, action: dict[str, Any]) -> tuple[Any, 
     ranks.check_alike("the duels of a round", [torch.tensor([_digest(action)])])
     core = cast(Any, env.unwrapped)
     if ranks.rank() == 0:
-        observation, *rest = env.step(action)
+        try:
+            observation, *rest = env.step(action)
+        except OracleStopped:
+            ranks.lead(None)
+            raise
         ranks.lead([*rest, core.state_dict()])
         return (observation, *rest)
-    *rest, state = ranks.follow()
+    told = ranks.follow()
+    if told is None:
+        raise OracleStopped("rank 0 was told to stop")
+    *rest, state = told
     core.load_state_dict(state)
     return (core.observe(), *rest)
 

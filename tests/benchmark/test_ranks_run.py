@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -90,3 +92,40 @@ def test_what_rank_0_refuses_ends_all_of_them(tmp_path, capfd):
     run(told, say=silent)
     assert play(told, 2) != 0
     assert "already holds a run" in capfd.readouterr().err
+
+
+def test_ctrl_c_stops_all_ranks_and_the_run_goes_on(tmp_path):
+    whole = sea(tmp_path / "whole")
+    run(whole, say=silent)
+    told = dataclasses.replace(whole, folder=str(tmp_path / "stopped"))
+    words = [
+        "run",
+        "--agent",
+        "sea",
+        "--env",
+        told.env,
+        "--seed",
+        "3",
+        "--budget",
+        "200",
+        "--batch",
+        "8",
+        "--no-recipe",
+    ]
+    words += ["--eval-every", "0.1", "--eval-prompts", "24", "--folder", told.folder, "--ranks", "2"]
+    words += ["--set", *(f"{name}={value}" for name, value in told.overrides.items())]
+    words += ["--env-set", *(f"task_kwargs.{name}={value}" for name, value in told.env_kwargs["task_kwargs"].items())]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "llm_duel_env.cli", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    ledger = Path(told.folder, "ledger.jsonl")
+    until = time.monotonic() + 120
+    while not (ledger.exists() and len(ledger.read_text().splitlines()) > 20) and time.monotonic() < until:
+        time.sleep(0.01)
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=120)
+    assert child.returncode == 130, err
+    assert "Traceback" not in err
+    assert out.count("resume with: llm-duel run --resume") == 1
+    run(told, resume=True, say=silent)
+    assert_alike(whole, told)
