@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from llm_duel_env import ranks
+from llm_duel_env.watch import watched
 
 
 def together():
@@ -82,5 +83,5 @@ def stops():
 
 if __name__ == "__main__":
     ranks.join("cpu")
-    with ranks.watched():
+    with watched():
         {"together": together, "fails": fails, "stops": stops}[sys.argv[1]]()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from llm_duel_env import ranks
+from llm_duel_env import ranks, watch
 from llm_duel_env.benchmark.launcher import launch
 
 WORKER = str(Path(__file__).with_name("ranks_worker.py"))
@@ -29,7 +29,7 @@ def test_one_rank_needs_nobody():
     assert ranks.tell({"a": 1}) == {"a": 1}
     assert ranks.any_of(True)
     ranks.check_alike("anything", [part])
-    with ranks.watched():
+    with watch.watched():
         pass
 
 
@@ -43,7 +43,7 @@ def test_three_ranks_tell_each_other_everything(monkeypatch, capfd):
 def test_a_rank_that_fails_brings_the_others_down_with_its_reason(monkeypatch, capfd):
     status, seconds = play("fails", 2, monkeypatch)
     told = capfd.readouterr().err
-    assert status in (1, ranks.LOST)
+    assert status in (1, watch.LOST)
     assert "ValueError: the egg broke" in told
     assert seconds < 60  # most of it is importing torch; the ranks would wait for half an hour
 
@@ -52,7 +52,7 @@ def test_a_rank_that_hangs_is_missed(monkeypatch, capfd):
     monkeypatch.setenv("LLM_DUEL_SILENCE", "4")
     status, seconds = play("stops", 2, monkeypatch)
     told = capfd.readouterr().err
-    assert status == ranks.LOST
+    assert status == watch.LOST
     assert "rank 0 of 2 ends: rank 1 has given no sign of life for 4 s" in told
     assert "any_of" in told  # where it was waiting
     assert seconds < 90

@@ -50,10 +50,10 @@ def run(config: RunConfig, *, resume: bool = False, say: Callable[[str], None] |
         OracleError: the oracle gave no usable answer; the labels bought before it are in the ledger.
     """
     if launched():
-        from llm_duel_env import ranks  # brings torch
+        from llm_duel_env import ranks, watch  # which bring torch
 
         ranks.join(ranks.device())
-        with ranks.watched():
+        with watch.watched():
             try:
                 return _run(config, resume, say if ranks.rank() == 0 else _silent)
             except RunInterrupted as stop:  # all ranks stop together: none of them has failed
