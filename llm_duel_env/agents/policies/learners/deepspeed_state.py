@@ -59,12 +59,12 @@ def set_full_state(optimizer: Any, parameters: Mapping[str, nn.Parameter], tenso
     _link(optimizer)
     for name, parameter in parameters.items():
         for kind in MOMENTS:
-            if (value := tensors.get(f"{name}/{kind}")) is None:
+            if (moment := tensors.get(f"{name}/{kind}")) is None:
                 continue
             if hasattr(parameter, "ds_id"):
-                _set_share(parameter, value, kind)
+                _set_share(parameter, moment, kind)
             else:
-                safe_set_full_optimizer_state(parameter, value, kind)
+                safe_set_full_optimizer_state(parameter, moment, kind)
 
 
 def set_full_weight(parameter: nn.Parameter, value: Tensor) -> None:
