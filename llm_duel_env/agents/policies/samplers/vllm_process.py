@@ -1,0 +1,71 @@
+"""What an engine of vLLM changes for the whole process, and how the process gets over it."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+_open_engines = 0
+
+
+def prepare_environment() -> None:
+    """What vLLM reads when it is imported or builds an engine."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process: tensors are handed over, not sent
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+
+@contextlib.contextmanager
+def left_alone() -> Iterator[None]:
+    """Puts back what building an engine changes for the whole process.
+
+    On a CPU `torch.set_num_threads`, and libraries that every later child would preload; anywhere the state of torch's
+    global generator, objects taken from the garbage collector, and classes of transformers: families that vLLM has no
+    code of its own for run through them, and it makes them its own.
+    """
+    threads, preload = torch.set_num_threads, os.environ.get("LD_PRELOAD")
+    makers: dict[Any, Any] = {model: model.__init__ for model in _subclasses(PreTrainedModel)}
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        torch.set_num_threads = threads
+        if preload is None:
+            os.environ.pop("LD_PRELOAD", None)
+        else:
+            os.environ["LD_PRELOAD"] = preload
+        for model, maker in makers.items():
+            if model.__init__ is not maker:
+                model.__init__ = maker
+                model.do_not_compile = True  # what its new __call__ asks of models that vLLM did not make
+        gc.unfreeze()
+
+
+def closer(owner: object, engine: Any) -> Callable[[], Any]:
+    """Shuts an engine down when called, when `owner` is collected, or when Python ends, whichever is first."""
+    global _open_engines
+    _open_engines += 1
+    return weakref.finalize(owner, _shut_down, engine)
+
+
+def _shut_down(engine: Any) -> None:
+    global _open_engines
+    engine.llm_engine.engine_core.shutdown()
+    _open_engines -= 1
+    if not _open_engines:  # engines share vLLM's process groups
+        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+        cleanup_dist_env_and_memory()
+
+
+def _subclasses(of: Any) -> Iterator[Any]:
+    for one in of.__subclasses__():
+        yield one
+        yield from _subclasses(one)
