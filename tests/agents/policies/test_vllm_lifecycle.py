@@ -84,7 +84,7 @@ def make(model=None, device="cuda", score=lambda *_: torch.full((1, 1), 2 * LOG_
 
 
 def draw(sampler, stream=(0, "a"), n=3, **kwargs):
-    return sampler.sample([(1, 7), (1,)], np.array([3, 9]), stream, n=n, **kwargs)
+    return sampler.sample([(1, 7), (1,)], numbered(np.array([3, 9])), stream, n=n, **kwargs)
 
 
 def test_nothing_is_built_before_the_first_draw_and_one_engine_is_enough(fake):
