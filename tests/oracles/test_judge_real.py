@@ -99,7 +99,6 @@ def serving():
             process.kill()
 
 
-@pytest.mark.slow
 def test_a_real_server_judges(serving, tmp_path):
     folder = make_judge_model(tmp_path / "judge")
     oracle = JudgeOracle(str(folder), url=serving(folder), template="{prompt} {first} {second}", max_tokens=4)
@@ -108,13 +107,13 @@ def test_a_real_server_judges(serving, tmp_path):
     first, second = np.array(["good", "bad", "good good"], object), np.array(["bad", "good", "good"], object)
     assert oracle.win_probability(prompts, first, second).tolist() == [1.0, 0.0, 0.5]
     spent = oracle.usage()
-    assert (spent["replies"], spent["unparsable"], spent["unreported"]) == (6, 0, 0)
-    assert spent["prompt_tokens"] == 4 * 3 + 2 * 4
-    assert spent["completion_tokens"] >= 6
+    # Six questions, of which three are word for word another one: those are asked once.
+    assert (spent["replies"], spent["unparsable"], spent["unreported"]) == (3, 0, 0)
+    assert spent["prompt_tokens"] == 3 + 3 + 4
+    assert spent["completion_tokens"] >= 3
     oracle.close()
 
 
-@pytest.mark.slow
 def test_the_embedded_policy_is_no_judge_and_is_refused(serving, tmp_path):
     folder = copy_with_chat_template(tmp_path / "policy")
     oracle = JudgeOracle(str(folder), url=serving(folder), max_tokens=8, verdict_attempts=2)
