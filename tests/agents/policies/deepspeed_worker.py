@@ -26,7 +26,7 @@ _spec = importlib.util.spec_from_file_location("policy_fixtures", Path(__file__)
 fixtures = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(fixtures)
 
-CONFIG = PolicyConfig(learning_rate=3e-3, warmup=0.0, batch=4, microbatch=1, passes=2, grad_clip=0.5)
+CONFIG = PolicyConfig(learning_rate=3e-3, warmup=0.0, batch=4, microbatch=1, grad_clip=0.5)
 ROUNDS, CUT = 4, 2
 LOSS = direct_optimizer("dpo", 0.5)
 
@@ -73,6 +73,8 @@ def run_case(name: str, case: dict, model: str, folder: Path) -> None:
     if case.get("resume"):
         again = make(model, settings)
         again.load(folder / name / "checkpoint")
+        told = json.loads((folder / name / "checkpoint" / "deepspeed.json").read_text())
+        result["own form"] = all(told[key] == value for key, value in again.learner.form.items())
         play(again, range(CUT, ROUNDS))
         resumed = again.learner.weights()
         if again.learner.rank == 0:
