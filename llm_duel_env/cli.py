@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
 import time
@@ -11,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from llm_duel_env.benchmark.settings import merged, nested, settings
-from llm_duel_env.options import Bench, Board, Demo, Export, Leaderboard, List, Pairs, Run, ServeOracle
+from llm_duel_env.options import Bench, Board, Demo, Export, Leaderboard, List, Run, ServeOracle
 
 if TYPE_CHECKING:
     from llm_duel_env.benchmark.run_config import RunConfig
@@ -24,6 +22,7 @@ An agent shows two responses to a prompt, an oracle says which is better, and ev
   llm-duel demo                                   minutes: a table, learning curves, TensorBoard logs
   llm-duel list agents                            who can play
   llm-duel run --agent sea --env duel/Synthetic-v0 --seed 3 --budget 2000
+  llm-duel run --config FILE.yaml --dry-run       what it would need, and whether all parts fit together
   llm-duel run --resume runs/...                  goes on with an interrupted run, exactly
   llm-duel bench demo --jobs 2                    all runs of a suite; the same command goes on with it
   llm-duel leaderboard runs/demo --out report     tables and figures from finished runs
@@ -60,7 +59,8 @@ def carry_out(told: Any) -> int:
     try:
         return verbs[type(told)](told)
     except RunInterrupted as stop:
-        print(f"\n{stop}\nresume with: llm-duel run --resume {stop.folder}", flush=True)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"\n{stop}\nresume with: llm-duel run --resume {stop.folder}", flush=True)
         return 130
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
@@ -74,15 +74,18 @@ def carry_out(told: Any) -> int:
 
 
 def _run(told: Run) -> int:
+    from llm_duel_env.benchmark.run_command import fresh, resumed, words
     from llm_duel_env.benchmark.runner import launched, run
 
     if told.ranks < 1:
         raise ValueError(f"--ranks: expected at least 1, got {told.ranks}")
+    if told.dry_run:
+        return _dry_run(told)
     if told.ranks > 1 and not launched():
         from llm_duel_env.benchmark.launcher import launch
 
-        return launch([sys.executable, "-m", "llm_duel_env.cli", *_words(told)], told.ranks)
-    config, resume = _resumed(told) if told.resume else _fresh(told), told.resume is not None
+        return launch([sys.executable, "-m", "llm_duel_env.cli", *words(told)], told.ranks)
+    config, resume = resumed(told) if told.resume else fresh(told), told.resume is not None
     result = run(config, resume=resume)
     if os.environ.get("RANK", "0") != "0":
         return 0
@@ -96,74 +99,16 @@ def _run(told: Run) -> int:
     return 0
 
 
-def _words(told: Run) -> list[str]:
-    """The command's words but --ranks: what each rank is started with."""
-    words = ["run"]
-    for field in dataclasses.fields(told):
-        value, option = getattr(told, field.name), f"--{field.name.replace('_', '-')}"
-        if field.name in ("set", "env_set"):
-            for pairs in value:
-                words += [option, *pairs]
-        elif field.name == "recipe":
-            words += [] if value else ["--no-recipe"]
-        elif field.name != "ranks" and value is not None:
-            words += [option, str(value)]
-    return words
+def _dry_run(told: Run) -> int:
+    from llm_duel_env.benchmark.dry_run import dry_run
+    from llm_duel_env.benchmark.run_command import file_of, fresh
+    from llm_duel_env.benchmark.runner import launched
 
-
-def _fresh(told: Run) -> RunConfig:
-    from llm_duel_env.benchmark.recipes import difference, recipe_of
-    from llm_duel_env.benchmark.registry import load_agent
-    from llm_duel_env.benchmark.run_config import RunConfig, check, env_spec
-
-    if not told.agent or not told.env:
-        raise ValueError("run: expected --agent and --env (or --resume FOLDER); see llm-duel list")
-    agent_class = load_agent(told.agent)
-    env_spec(told.env)
-    env_kwargs = nested(_settings(told.env_set))
-    recipe = recipe_of(told.env, told.agent, env_kwargs) if told.recipe else {}
-    folder = told.folder or Path("runs") / told.env.rsplit("/", 1)[-1] / told.agent / f"seed-{told.seed or 0}"
-    config = RunConfig(
-        agent=told.agent,
-        env=told.env,
-        folder=str(folder),
-        overrides={**recipe, **_settings(told.set)},
-        env_kwargs=env_kwargs,
-        **_given(told),
-    )
-    check(config)
-    changed = difference(agent_class.configure(config.overrides), agent_class.configure({}))
-    if os.environ.get("RANK", "0") != "0":
-        return config
-    for name, (was, now) in changed.items():
-        print(f"{name} = {now} (paper's default: {was})")
-    return config
-
-
-def _resumed(told: Run) -> RunConfig:
-    from llm_duel_env.benchmark.run_config import RunConfig
-
-    assert told.resume is not None
-    if told.folder is not None:
-        raise ValueError("run: --resume names the folder; leave --folder out")
-    if not told.recipe:
-        raise ValueError("run: --resume goes on with the settings that the run has; leave --no-recipe out")
-    stored = RunConfig.read(told.resume)
-    given: dict[str, Any] = {name: value for name in ("agent", "env") if (value := getattr(told, name)) is not None}
-    if told.set:
-        given["overrides"] = {**stored.overrides, **_settings(told.set)}
-    if told.env_set:
-        given["env_kwargs"] = merged(stored.env_kwargs, nested(_settings(told.env_set)))
-    return dataclasses.replace(stored, **given, **_given(told))
-
-
-def _settings(pairs: Pairs) -> dict[str, Any]:
-    return settings([pair for together in pairs for pair in together])
-
-
-def _given(told: Run) -> dict[str, Any]:
-    names = ("seed", "budget", "batch", "eval_every", "eval_prompts", "checkpoint_every")
-    return {name: value for name in names if (value := getattr(told, name)) is not None}
+    if told.resume is not None or launched():
+        raise ValueError("--dry-run: expected a run that is not begun, in one process; say how many with --ranks")
+    file = file_of(told)
+    dry_run(fresh(told), told.ranks, file.shapes, file.gpu_memory)
+    return 0
 
 
 def _bench(told: Bench) -> int:

@@ -54,6 +54,11 @@ class Run:
     """Where the run goes (default runs/ENV/AGENT/seed-N)."""
     resume: Annotated[Path | None, _told("FOLDER")] = None
     """Folder of a run to go on with; other options, where given, must agree with it."""
+    config: Annotated[Path | None, _told("FILE")] = None
+    """A YAML file with the settings of a run, e.g. one of examples/runs; options given here override it."""
+    dry_run: bool = False
+    """Estimate memory and work, play two rounds with tiny weights in a folder that is thrown away, and end. Nothing is
+    downloaded, bought or kept; with --ranks, for so many."""
     ranks: int = 1
     """Processes on this machine that share the run's work; for several machines start the command with torchrun or
     deepspeed. A resumed run may have another number."""

@@ -80,6 +80,15 @@ class Agent(ABC):
         told = {"reward": reward} if "reward" in cls.needs else {}
         return told | {"scores": info["scores"]} if "scores" in cls.needs else told
 
+    @classmethod
+    def footprint(cls, config: AgentConfig, **work: Any) -> list[Any]:
+        """What each rank of a run would hold, estimated, without a model: see `policies.memory.estimate`; `work` are
+        the fields of its `Work`."""
+        from llm_duel_env.agents.policies.memory import estimate  # brings transformers
+        from llm_duel_env.agents.policies.memory_parts import Work
+
+        return estimate(config.policy, Work(**work))
+
     def prepare(self, task: TaskView) -> None:  # noqa: B027 (most agents have nothing to prepare)
         """Called once, before the first round of a fresh run and not when one is resumed. May read all training
         prompts, never labels; what it finds belongs into `save`."""
