@@ -44,7 +44,8 @@ class RunConfig:
     checkpoint_every: float = 60.0
     """Seconds between checkpoints."""
     max_stalled_rounds: int = 100
-    """Rounds running without a query after which the run ends as stalled."""
+    """The run ends as stalled where so many rounds running together bought fewer queries than one round has prompts: an
+    agent whose two responses are nearly always the same text would go on for ever."""
     heartbeat: float = 30.0
     """Seconds between two lines of progress where the output is no terminal."""
 

@@ -80,8 +80,8 @@ class Session:
         self.curve: list[dict[str, float]] = []
         self.marks = 0
         """Evaluation marks passed."""
-        self.stalled = 0
-        """Rounds running without a query."""
+        self.bought: list[int] = []
+        """Queries of each of the last `max_stalled_rounds` rounds."""
         self.truncated = False
 
     def __enter__(self) -> Session:
@@ -101,7 +101,12 @@ class Session:
     @property
     def over(self) -> bool:
         """True when the budget is spent, the environment says so, or the run has stalled."""
-        return self.truncated or self.queries >= self.config.budget or self.stalled >= self.config.max_stalled_rounds
+        return self.truncated or self.queries >= self.config.budget or self.stalled
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the last `max_stalled_rounds` rounds together bought less than one round has prompts."""
+        return len(self.bought) >= self.config.max_stalled_rounds and sum(self.bought) < self.config.batch
 
     def pulse(self) -> Pulse:
         """How far the run is, for the heartbeat's thread."""
@@ -143,7 +148,7 @@ class Session:
         with self._clock("update"):
             learnt = self.agent.update(duels.judged(info["preference"], **self.agent.told(reward, info)))
         self.truncated = bool(np.all(truncated))
-        self.stalled = 0 if self.queries > queries else self.stalled + 1
+        self.bought = [*self.bought, self.queries - queries][-self.config.max_stalled_rounds :]
         self.sums["generated_tokens"] += self._generated_tokens() - generated
         self._log("round", self._round_metrics(duels, info, learnt))
 
@@ -212,7 +217,7 @@ class Session:
             "sums": dict(self.sums),
             "curve": self.curve,
             "marks": self.marks,
-            "stalled": self.stalled,
+            "bought": self.bought,
             "truncated": self.truncated,
         }
         write_json(folder / "state.json", state, indent=None)
@@ -226,7 +231,8 @@ class Session:
         # JSON says NaN as null.
         self.sums.update({name: float("nan") if value is None else value for name, value in state["sums"].items()})
         self.curve, self.marks = state["curve"], state["marks"]
-        self.stalled, self.truncated = state["stalled"], state["truncated"]
+        self.bought = state.get("bought", [])  # checkpoints of earlier versions keep none
+        self.truncated = state["truncated"]
         self.begun -= state["seconds"]
         self.logged = state.get("logged", self._all_seconds())  # checkpoints of earlier versions keep none
 
@@ -315,7 +321,7 @@ class Session:
             "evaluations": int(self.sums["evaluations"]),
             "oracle": self.core.task.oracle.usage(),
             "rounds": int(self.core.round),
-            "status": "stalled" if self.stalled >= config.max_stalled_rounds else "finished",
+            "status": "stalled" if self.queries < config.budget and self.stalled else "finished",
             "curve": {name: [p.get(name) for p in curve] for name in CURVE if _known(curve[-1].get(name))},
             "online_win_rate": self._so_far()["mean_online_win_rate"],
             "cumulative_regret": self.sums["regret"],
