@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llm_duel_env.benchmark.registry import load_agent
-from llm_duel_env.benchmark.rehearsal import ROUNDS, Counts, rehearse
+from llm_duel_env.benchmark.rehearsal import Counts, rehearse
 from llm_duel_env.benchmark.run_config import RunConfig
 from llm_duel_env.benchmark.run_folder import RunFolder
 from llm_duel_env.benchmark.runner import check_folder
@@ -69,11 +69,15 @@ def dry_run(
     console.print(_work_table(config, counts))
     for note in [*notes, *_missing(config), *_too_much(total, _gpu(gpu_memory))]:
         console.print(f"- {note}", highlight=False, soft_wrap=True)
-    seen = f"An evaluation, {ROUNDS} rounds of {counts.prompts} prompts, a save and a load, tiny and in one process"
+    seen = (
+        f"An evaluation, {counts.rounds} rounds of {counts.prompts} prompts, a save and a load, tiny and in one process"
+    )
     if counts.longest_prompt:
         seen += (
             f"; learnt from: prompts up to {counts.longest_prompt} and responses up to {counts.longest_response} tokens"
         )
+    if not counts.gradient_steps:
+        seen += "; it took no gradient step"
     console.print(f"{seen}\n{VERDICT}", highlight=False, soft_wrap=True)
     return total
 
@@ -171,14 +175,15 @@ def _work_table(config: RunConfig, counts: Counts) -> Table:
     rows = [
         ("oracle queries", f"{config.budget:,}"),
         ("rounds", f"~{rounds:,} of {config.batch:,} prompts"),
-        ("gradient steps", f"~{round(rounds * counts.gradient_steps * batches):,}"),
-        ("responses drawn of the policy", f"~{rounds * config.batch * counts.own:,} ({counts.own} a prompt)"),
+        ("gradient steps", f"~{round(rounds * counts.gradient_steps / counts.rounds * batches):,}"),
     ]
-    if counts.kind == "text":
-        tokens = rounds * config.batch * (counts.own + counts.reference) * counts.view.max_new_tokens
+    if counts.kind == "text" and counts.own + counts.reference:  # else it draws elsewhere, or in no round that was seen
+        prompts = rounds * config.batch
+        tokens = prompts * (counts.own + counts.reference) * counts.view.max_new_tokens
         rows += [
-            ("responses drawn of the reference", f"~{rounds * config.batch * counts.reference:,}"),
-            ("tokens of all those", f"at most ~{tokens:,}"),
+            ("responses drawn of the policy", f"~{round(prompts * counts.own):,} ({counts.own:g} a prompt)"),
+            ("responses drawn of the reference", f"~{round(prompts * counts.reference):,}"),
+            ("tokens of all those", f"at most ~{round(tokens):,}"),
         ]
     rows.append(("evaluations", f"{evaluations:,} of {config.eval_prompts:,} prompts, {DIAGNOSED} of them sampled too"))
     table = Table(title="The whole run (~ is an estimate)", title_justify="left", show_header=False)

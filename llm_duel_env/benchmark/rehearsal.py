@@ -12,12 +12,12 @@ from llm_duel_env.benchmark.run_folder import RunFolder
 from llm_duel_env.benchmark.session import Session
 
 ROUNDS = 2
-"""The second one acts by what the first has learnt."""
+"""At least: the second one acts by what the first has learnt."""
 
 
 @dataclass
 class Counts:
-    """What was seen, in the round that asked most."""
+    """What was seen."""
 
     kind: str = ""
     """Of the task: finite or text."""
@@ -27,13 +27,16 @@ class Counts:
     """Of a round."""
     candidates: int = 0
     """Most responses drawn at a time for a prompt."""
-    own: int = 0
-    """Responses drawn from the policy for a prompt."""
-    reference: int = 0
+    own: float = 0.0
+    """Responses drawn from the policy for a prompt of a round, in the mean."""
+    reference: float = 0.0
     """Those drawn from the reference."""
     ranked: int = 2
     """Most responses of a prompt that were learnt from together."""
+    rounds: int = 0
+    """Rounds played."""
     gradient_steps: int = 0
+    """In all of them."""
     longest_prompt: int = 0
     """Tokens of the longest prompt that was learnt from; 0 on finite tasks."""
     longest_response: int = 0
@@ -53,12 +56,13 @@ def rehearse(config: RunConfig) -> Counts:
         counts.kind, counts.view = session.core.task.kind, session.core.task.view()
         session.start()
         _watch(session.agent.policy, counts)
-        for _ in range(ROUNDS):
-            counts.own, counts.reference, before = 0, 0, session.sums["gradient_steps"]
+        # Some agents learn at the end of an iteration only: the budget has several.
+        while counts.rounds < ROUNDS or not (session.over or session.sums["gradient_steps"]):
             session.play_round()
-            counts.gradient_steps = max(counts.gradient_steps, int(session.sums["gradient_steps"] - before))
-        session.sums["gradient_steps"] += session.agent.policy.settle().get("gradient_steps", 0)
-        counts.gradient_steps = max(counts.gradient_steps, int(session.sums["gradient_steps"] > 0))
+            counts.rounds += 1
+        late = session.agent.policy.settle().get("gradient_steps", 0)
+        counts.own, counts.reference = counts.own / counts.rounds, counts.reference / counts.rounds
+        counts.gradient_steps = int(session.sums["gradient_steps"] + late)
         session.save()
         observation = session.core.task.observe(session.heldout)
         answers, queries = session.agent.respond(observation), session.queries
@@ -76,7 +80,7 @@ def _watch(policy: Any, counts: Counts) -> None:
 
     def counting_sample(observation: Any, n: int, key: Any, **how: Any) -> Any:
         drawn = sample(observation, n, key, **how)
-        each = -(-n * drawn.shape[0] // counts.prompts)
+        each = n * drawn.shape[0] / counts.prompts
         counts.candidates = max(counts.candidates, n)
         if how.get("reference"):
             counts.reference += each

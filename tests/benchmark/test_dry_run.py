@@ -300,6 +300,27 @@ def test_the_deepspeed_file_is_checked_without_deepspeed(tmp_path):
         run_dry(config, 4)
 
 
+def test_the_work_of_a_run_is_told(tmp_path):
+    settings = {"candidates": 4, "oracle_share": 0.5, "burn_in": 0.1, "policy.batch": 16, "policy.passes": 2}
+    config = fresh_text("sea", {**TEXT, "preset": "tldr"}, tmp_path / "real", **settings)
+    _, told = run_dry(config)
+    found = [line.split("│")[1:3] for line in told.splitlines() if line.count("│") == 3]
+    rows = {name.strip(): value.strip() for name, value in found}
+    # 100 queries of 1,000 before half of the labels are synthetic; 32 prompts a round.
+    assert rows["rounds"] == "~60 of 32 prompts"
+    assert rows["gradient steps"] == "~240"  # two batches, two passes
+    assert rows["responses drawn of the policy"] == "~7,680 (4 a prompt)"
+    assert rows["tokens of all those"] == "at most ~46,080"
+    assert rows["evaluations"].startswith("51 of 512 prompts")
+
+
+def test_an_agent_that_learns_late_is_played_until_it_does(tmp_path):
+    config = fresh_text("selm", {**TEXT, "preset": "tldr"}, tmp_path / "real")
+    _, told = run_dry(config)
+    assert "3 rounds of 8 prompts" in told
+    assert "no gradient step" not in told
+
+
 def test_too_small_a_gpu_is_warned_of(tmp_path):
     config = fresh_text("online_dpo", {**TEXT, "preset": "tldr"}, tmp_path / "real")
     total, told = run_dry(config, gpu_memory=0.5)
