@@ -28,6 +28,7 @@ PROMPTS = 8
 """Prompts of a round, at most."""
 TRAIN, HELDOUT = 10, 2
 """Prompts in the files."""
+LEARNING_RATE = 1e-2
 LOCAL_ROWS = 100
 """Rows of the user's own files that are read, to see that they can be."""
 
@@ -197,6 +198,9 @@ def _agent(config: RunConfig, shapes: Shapes, folder: Path, notes: list[str]) ->
             notes.append(f"{package} is not installed here: policy.{setting}=torch stands in for it")
     if "policy.learner" in changed:
         changed["policy.deepspeed_config"] = None
+    if changed.get("policy.learner", policy.learner) == "torch":
+        # So that two steps show in the answers, which are compared when the run has been saved and loaded.
+        changed["policy.learning_rate"] = max(policy.learning_rate, LEARNING_RATE)
     if policy.encoder not in ("policy", "task"):
         changed["policy.encoder"] = write_tiny(config_of(policy.encoder, shapes), folder / "encoder", seed=2)
         notes.append(f"a tiny random model stands in for the encoder {policy.encoder}")

@@ -321,6 +321,15 @@ def test_an_agent_that_learns_late_is_played_until_it_does(tmp_path):
     assert "no gradient step" not in told
 
 
+def test_a_run_that_does_not_load_what_it_saved_is_found(tmp_path, monkeypatch):
+    from llm_duel_env.agents.policies.models import Models
+
+    monkeypatch.setattr(Models, "load", lambda *_args, **_kwargs: None)
+    config = fresh_text("online_dpo", {**TEXT, "preset": "tldr"}, tmp_path / "real")
+    with pytest.raises(RuntimeError, match="answers differently"):
+        run_dry(config)
+
+
 def test_too_small_a_gpu_is_warned_of(tmp_path):
     config = fresh_text("online_dpo", {**TEXT, "preset": "tldr"}, tmp_path / "real")
     total, told = run_dry(config, gpu_memory=0.5)
