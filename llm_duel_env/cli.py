@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import time
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from llm_duel_env.options import Bench, Board, Demo, Export, Leaderboard, List, Run, ServeOracle
+from llm_duel_env.options import Bench, Board, Demo, Export, Leaderboard, List, Pool, Run, ServeOracle
 
 if TYPE_CHECKING:
     from llm_duel_env.benchmark.run_config import RunConfig
@@ -29,6 +30,7 @@ An agent shows two responses to a prompt, an oracle says which is better, and ev
   llm-duel board --out benchmark.md               every agent, from the results that are kept beside the code
   llm-duel serve-oracle MODEL                     a reward model for runs to ask, batched
   llm-duel export runs/... --out pairs.jsonl      the labels bought: prompt, chosen, rejected
+  llm-duel pool build DATA --out pool             a finite task of any scored responses, for duel/Pool-v0
 """
 
 
@@ -36,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point. Exit codes: 0 done, 1 a run broke, 2 the command cannot be carried out as given, 130 interrupted."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's threads spin while they wait, and starve other work
     told = tyro.cli(
-        Run | Bench | Board | Leaderboard | Export | List | Demo | ServeOracle,
+        Run | Bench | Board | Leaderboard | Export | Pool | List | Demo | ServeOracle,
         prog="llm-duel",
         description=DESCRIPTION,
         args=arguments,
@@ -53,8 +55,8 @@ def carry_out(told: Any) -> int:
     from llm_duel_env.oracles.base import OracleError
 
     verbs: dict[type, Any] = {
-        Run: _run, Bench: _bench, Board: _board, Leaderboard: _leaderboard, Export: _export, List: _list, Demo: _demo,
-        ServeOracle: _serve_oracle,
+        Run: _run, Bench: _bench, Board: _board, Leaderboard: _leaderboard, Export: _export, Pool: _pool, List: _list,
+        Demo: _demo, ServeOracle: _serve_oracle,
     }  # fmt: skip
     try:
         return verbs[type(told)](told)
@@ -199,6 +201,29 @@ def _export(told: Export) -> int:
     told.out.parent.mkdir(parents=True, exist_ok=True)
     with Ledger(path) as ledger:
         print(f"{ledger.export_preferences(told.out)} preferences of {len(ledger)} labels: {told.out}")
+    return 0
+
+
+def _pool(told: Pool) -> int:
+    from llm_duel_env.pools import build_pool
+    from llm_duel_env.tasks.pool_files import PRESETS, Columns
+
+    columns = PRESETS[told.preset] if told.preset else Columns()
+    given = {name: value for name in ("prompt", "responses", "scores", "sources", "scale", "logits")
+             if (value := getattr(told, name)) is not None}  # fmt: skip
+    facts = build_pool(
+        told.source,
+        told.out,
+        dataclasses.replace(columns, **given),
+        encoder=told.encoder,
+        embeddings=told.embeddings,
+        candidates=told.candidates,
+        max_tokens=told.max_tokens,
+        split=told.split,
+        seed=told.seed,
+    )
+    print(f"{facts['ties']:.1%} of pairs are ties\npool: {told.out}")
+    print(f"play it: llm-duel run --agent sea --env duel/Pool-v0 --env-set task_kwargs.folder={told.out}")
     return 0
 
 

@@ -126,6 +126,50 @@ class Export:
 
 
 @dataclass
+class Pool:
+    """Makes a pool for duel/Pool-v0 of any data with several scored responses a prompt.
+
+    Rows are checked, texts that a prompt has twice stand once, prompts are cut to one number of responses, and texts
+    are embedded. A path such as completions[].response looks into a list of objects.
+
+    Example: llm-duel pool build openbmb/UltraFeedback --preset ultrafeedback --encoder ENCODER --out pool
+    """
+
+    action: tyro.conf.Positional[Literal["build"]]
+    """What to do."""
+    source: tyro.conf.Positional[str]
+    """A JSONL (or .jsonl.gz) or parquet file, or a data set on the hub."""
+    out: Path
+    """The folder to write."""
+    encoder: Annotated[str | None, _told("MODEL")] = None
+    """Folder or hub name of an encoder: texts become the unit mean of its last hidden states."""
+    embeddings: Annotated[Path | None, _told("FILE")] = None
+    """A .npz file made beforehand instead: prompt (R, D) and response (R, K, D), in the order of the rows."""
+    preset: Annotated[Literal["ultrafeedback", "nectar", "alpaca_eval"] | None, _told("NAME")] = None
+    """Columns of a known data set: ultrafeedback, nectar, alpaca_eval."""
+    prompt: Annotated[str | None, _told("COLUMN")] = None
+    """The prompt's column (default prompt)."""
+    responses: Annotated[str | None, _told("COLUMN")] = None
+    """The responses' (default responses)."""
+    scores: Annotated[str | None, _told("COLUMN")] = None
+    """The scores' (default scores)."""
+    sources: Annotated[str | None, _told("COLUMN")] = None
+    """Who wrote them (default: not kept)."""
+    scale: Annotated[Literal["utility", "probability", "rank"] | None, _told("KIND")] = None
+    """What a score is: a utility in logits (default), a probability, a rank of which 1 is the best."""
+    logits: Annotated[float | None, _told("FLOAT")] = None
+    """How many logits one unit of a utility or a rank is worth (default 1)."""
+    candidates: Annotated[int | None, _told("INT")] = None
+    """Responses per prompt (default: the number for which most are kept)."""
+    max_tokens: int = 256
+    """Longer texts are cut before they are embedded."""
+    split: str = "train"
+    """Of a data set on the hub."""
+    seed: int = 0
+    """Draws which responses of a prompt are kept."""
+
+
+@dataclass
 class List:
     """What there is: agents, environments, direct optimizers (losses), suites.
 

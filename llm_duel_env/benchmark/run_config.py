@@ -100,8 +100,6 @@ def env_spec(env: str) -> Any:
     """
     import llm_duel_env  # noqa: F401  registers the ids
 
-    if env.startswith("duel/Pool"):
-        raise registry.UnknownNameError(f"{env} is planned, not there yet. Known: {', '.join(list_envs())}")
     with contextlib.suppress(gymnasium.error.Error, ModuleNotFoundError):
         return gymnasium.spec(env)
     raise registry.unknown("environment", env, list_envs())

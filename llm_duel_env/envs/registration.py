@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import gymnasium
 
-IDS = {"duel/Synthetic-v0": "synthetic", "duel/TinyTLDR-v0": "tiny_tldr", "duel/Text-v0": "text"}
-"""The task behind each id. ``duel/Pool-v0`` (fixed pools of recorded, scored responses) keeps its place: it goes here,
-with the task "pool" in `llm_duel_env.tasks.TASKS`, once that task exists."""
+IDS = {
+    "duel/Synthetic-v0": "synthetic",
+    "duel/Pool-v0": "pool",
+    "duel/TinyTLDR-v0": "tiny_tldr",
+    "duel/Text-v0": "text",
+}
+"""The task behind each id."""
 
 
 def register_envs() -> None:

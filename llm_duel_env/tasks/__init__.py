@@ -11,6 +11,7 @@ TASKS = {
     "synthetic": "llm_duel_env.tasks.synthetic:Synthetic",
     "tiny_tldr": "llm_duel_env.tasks.tiny_tldr:TinyTLDR",
     "text": "llm_duel_env.tasks.text:Text",
+    "pool": "llm_duel_env.tasks.pool:Pool",
 }
 """Where each task's class stands, as ``module:class``."""
 
@@ -21,8 +22,6 @@ def make_task(name: str, **kwargs: Any) -> Task:
     Raises:
         ValueError: no task has this name; the known names are listed.
     """
-    if name == "pool":
-        raise ValueError(f"task: expected one of {sorted(TASKS)}, got 'pool', which is planned, not there yet")
     if name not in TASKS:
         raise ValueError(f"task: expected one of {sorted(TASKS)}, got {name!r}")
     module, _, attribute = TASKS[name].partition(":")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -112,8 +113,14 @@ PRESETS = {
 
 
 def json_lines(path: Path) -> Iterator[Row]:
-    """The objects of a JSONL file; blank lines and a byte order mark are skipped. MalformedRow where a line is none."""
-    with path.open("rb") as file:  # decoded line by line, so that the row with the wrong bytes is known
+    """The objects of a JSONL file, gzipped or not; blank lines and a byte order mark are skipped.
+
+    Raises:
+        MalformedRow: a line that is no JSON object.
+    """
+    with (
+        gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file
+    ):  # decoded line by line, so that the row with the wrong bytes is known
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -129,16 +136,22 @@ def json_lines(path: Path) -> Iterator[Row]:
 
 
 def load_rows(source: str, split: str) -> Iterable[Row]:
-    """Rows of a JSONL file, or, where no such file exists, of a data set on the hub (``owner/name``).
+    """Rows of a JSONL or parquet file, or, where no such file exists, of a data set on the hub (``owner/name``).
 
     Raises:
         FileNotFoundError: the source looks like a file, and there is none.
-        MissingExtraError: a hub data set without the extra ``hub``.
+        MissingExtraError: a hub data set, or parquet, without the extra ``hub``.
     """
     path = Path(source).expanduser()
+    if path.suffix == ".parquet" and path.is_file():
+        return require("datasets", f"the parquet file {source}").Dataset.from_parquet(str(path))
     if path.is_file():
         return json_lines(path)
-    if path.suffix in (".jsonl", ".json") or source.count("/") != 1 or source.startswith((".", "/", "~")):
+    if (
+        path.suffix in (".jsonl", ".json", ".gz", ".parquet")
+        or source.count("/") != 1
+        or source.startswith((".", "/", "~"))
+    ):
         raise FileNotFoundError(f"{source}: no such file, and a data set on the hub is named owner/name")
     return require("datasets", f"the hub data set {source}").load_dataset(source, split=split)
 

@@ -120,8 +120,8 @@ def test_text_in_gymnasiums_own_batch(text_task):
 
 
 def test_an_unknown_task_lists_the_known():
-    with pytest.raises(ValueError, match=r"\['synthetic', 'text', 'tiny_tldr'\], got 'pool'"):
-        gymnasium.make("duel/Synthetic-v0", task="pool")
+    with pytest.raises(ValueError, match=r"\['pool', 'synthetic', 'text', 'tiny_tldr'\], got 'puddle'"):
+        gymnasium.make("duel/Synthetic-v0", task="puddle")
 
 
 @pytest.fixture

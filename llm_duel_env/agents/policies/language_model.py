@@ -6,6 +6,7 @@ import json
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -98,7 +99,7 @@ class LanguageModelPolicy(Policy):
         self.background: Background | None = None
         if config.asynchronous:
             self.background = Background(self.models.policy, lambda: self.models.using(self.models.policy))
-            self.model = self.background.acting
+            self.model = cast(PreTrainedModel, self.background.acting)
         self.models.start_learning()
         self.learner = self.models.learner
         start = base_model(task.model) if is_adapter(task.model) else task.model

@@ -1,0 +1,272 @@
+"""Pools: read, cleaned, cut, embedded, written, played, on small data made here; a real one where it is at hand."""
+
+import gzip
+import json
+import os
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from scipy.special import logit
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from llm_duel_env import cli
+from llm_duel_env.benchmark.run_config import RunConfig
+from llm_duel_env.benchmark.runner import run
+from llm_duel_env.pools import build_pool, encode
+from llm_duel_env.tasks.pool import Pool
+from llm_duel_env.tasks.pool_files import PRESETS, Columns, MalformedRow, cut, read_pool, read_rows, share_of_ties
+
+PROMPTS, K = 25, 6
+
+
+def row(number, count=K):
+    draw = np.random.default_rng(number)
+    return {
+        "prompt": f"Frage {number}: wie geht's? 猫",
+        "responses": [f"answer {k} to {number}" for k in range(count)],
+        "scores": draw.normal(size=count).round(3).tolist(),
+        "sources": [f"model {k}" for k in range(count)],
+    }
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in rows), encoding="utf-8")
+    return str(path)
+
+
+def embeddings(path, rows, count=K, size=5):
+    draw = np.random.default_rng(1)
+    np.savez(path, prompt=draw.normal(size=(rows, size)), response=draw.normal(size=(rows, count, size)))
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rows = [row(n) for n in range(PROMPTS)]
+    vectors = embeddings(tmp_path / "e.npz", PROMPTS)
+    out = tmp_path / "pool"
+    build_pool(
+        write(tmp_path / "d.jsonl", rows), out, Columns(sources="sources"), embeddings=vectors, say=lambda _: None
+    )
+    return out
+
+
+def test_a_pool_holds_what_was_read(folder, tmp_path):
+    pool = read_pool(folder)
+    assert (pool.facts["prompts"], pool.facts["candidates"], pool.facts["dimension"]) == (PROMPTS, K, 5)
+    assert pool.prompts[3] == row(3)["prompt"]
+    assert pool.responses[3].tolist() == row(3)["responses"]
+    np.testing.assert_array_equal(pool.utilities[3], row(3)["scores"])
+    with np.load(tmp_path / "e.npz") as given:
+        np.testing.assert_allclose(pool.response_embeddings, given["response"], atol=2e-3)  # half precision
+    assert pool.facts["ties"] == 0.0
+    (folder / "pool.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match="its files are not those"):
+        read_pool(folder)
+    with pytest.raises(ValueError, match="llm-duel pool"):
+        read_pool(tmp_path / "none")
+
+
+def test_repeated_texts_stand_once_and_prompts_are_cut_to_one_size():
+    rows = [row(0), row(1), row(0), row(2, 4), row(3, 9)]
+    rows[1]["responses"][4] = rows[1]["responses"][1]
+    found, left = read_rows(rows, Columns(), "x")
+    assert [len(one.responses) for one in found] == [6, 5, 4, 9]
+    assert (left.repeated_prompts, left.repeated_responses) == (1, 1)
+    twice = np.mean([rows[1]["scores"][1], rows[1]["scores"][4]])
+    assert found[1].utilities.tolist() == [rows[1]["scores"][0], twice, *(rows[1]["scores"][k] for k in (2, 3, 5))]
+    assert found[1].place.tolist() == [0, 1, 2, 3, 5]
+    assert found[3].number == 5
+    kept, told = cut(found, None, left)  # 4 x 4 responses are more than 3 x 5, 2 x 6 and 1 x 9
+    assert [len(one.responses) for one in kept] == [4] * 4
+    assert (told.short_prompts, told.spare_responses) == (0, 8)
+    kept, told = cut(found, 6, left)
+    assert [one.number for one in kept] == [1, 5]
+    assert (told.short_prompts, told.spare_responses) == (2, 3)
+    for one in kept:
+        place = {text: k for k, text in enumerate(rows[one.number - 1]["responses"])}
+        assert [place[text] for text in one.responses] == sorted(place[text] for text in one.responses)
+        assert one.utilities.tolist() == [rows[one.number - 1]["scores"][place[text]] for text in one.responses]
+    for wrong in (1, 10):
+        with pytest.raises(ValueError, match=rf"expected 2 to 9.* got {wrong}"):
+            cut(found, wrong, left)
+
+
+def test_scores_of_all_kinds_become_logits():
+    made = {"prompt": "p", "responses": ["a", "b", "c"]}
+    (read,), _ = read_rows([{**made, "scores": [0, 0.25, 1]}], Columns(scale="probability"), "x")
+    np.testing.assert_allclose(read.utilities, [logit(1e-4), logit(0.25), logit(1 - 1e-4)])
+    (read,), _ = read_rows([{**made, "scores": [1, 3, 2]}], Columns(scale="rank", logits=0.5), "x")
+    assert read.utilities.tolist() == [-0.5, -1.5, -1.0]
+    nested = {"instruction": "p", "completions": [
+        {"response": "a", "overall_score": 7, "model": "m"}, {"response": "b", "overall_score": 1.5, "model": "n"},
+    ]}  # fmt: skip
+    (read,), _ = read_rows([nested], PRESETS["ultrafeedback"], "x")
+    assert (read.responses, read.utilities.tolist(), read.sources) == (("a", "b"), [7.0, 1.5], ("m", "n"))
+    assert share_of_ties(np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 2.0]])) == pytest.approx(1 / 6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"prompt": " "}, "prompt: expected a text that is not empty"),
+        ({"responses": []}, "responses: expected a list of texts"),
+        ({"responses": ["a", None]}, "responses, number 2: expected a text, got None"),
+        ({"responses": ["a", "\ud800"]}, "responses, number 2"),
+        ({"scores": [1.0]}, "scores: expected 2, one for each response, got 1"),
+        ({"scores": [1.0, float("nan")]}, "scores, number 2: expected a finite number"),
+        ({"scores": [1.0, "good"]}, "scores, number 2: expected a finite number"),
+        ({"scores": None}, "scores"),
+    ],
+)
+def test_a_malformed_row_is_named(changes, told):
+    rows = [row(0), {**row(1, 2), **changes}]
+    with pytest.raises(MalformedRow, match=f"data, row 2: {told}"):
+        read_rows(rows, Columns(), "data")
+    with pytest.raises(MalformedRow, match=r"data, row 1: no column 'prompt'"):
+        read_rows([{"text": "a"}], Columns(), "data")
+
+
+def test_folds_are_a_cross_validation(folder):
+    tasks = [Pool(folder, fold=fold) for fold in range(5)]
+    held = [{task.texts(np.array([i]), np.array([0]))[0][0] for i in task.heldout_ids} for task in tasks]
+    assert [len(one) for one in held] == [5] * 5
+    assert len(set.union(*held)) == PROMPTS
+    by_prompt = {}
+    for task in tasks:
+        ids = np.arange(PROMPTS)
+        for i, k in zip(ids, task.reference(ids)):
+            by_prompt.setdefault(task.texts([i], [0])[0][0], set()).add(int(k))
+    assert all(len(references) == 1 for references in by_prompt.values())  # whatever the fold
+    assert tasks[0].fingerprint() == tasks[1].fingerprint()
+    for wrong in ({"fold": 5}, {"folds": 1}, {"folds": PROMPTS + 1}):
+        with pytest.raises(ValueError, match="folds"):
+            Pool(folder, **wrong)
+    with pytest.raises(ValueError, match="oracle_scale"):
+        Pool(folder, oracle_scale=0)
+
+
+def test_the_task_tells_the_pool(folder):
+    task = Pool(folder, oracle_scale=2.0)
+    ids = task.heldout_ids[:3]
+    observation = task.observe(ids)
+    utilities = np.stack([task.utility(observation, np.full(3, k)) for k in range(K)], axis=1)
+    np.testing.assert_array_equal(task.optimum(ids), 2 * utilities.max(axis=1))
+    win = task.oracle.win_probability(observation, np.zeros(3, int), np.ones(3, int))
+    np.testing.assert_allclose(win, 1 / (1 + np.exp(-2 * (utilities[:, 0] - utilities[:, 1]))))
+    prompt, response = task.texts(ids, np.array([2, 0, 1]))[0]
+    number = int(prompt.split()[1].rstrip(":"))
+    assert response == f"answer 2 to {number}"
+    assert utilities[0].tolist() == row(number)["scores"]
+
+
+def test_the_environment_is_registered_and_an_agent_learns(folder, tmp_path):
+    from gymnasium.utils.env_checker import check_env
+
+    env = gymnasium.make("duel/Pool-v0", task_kwargs={"folder": str(folder)})
+    check_env(env.unwrapped, skip_render_check=True)
+    told = RunConfig(
+        agent="online_dpo", env="duel/Pool-v0", folder=str(tmp_path / "run"), budget=300, batch=10,
+        env_kwargs={"task_kwargs": {"folder": str(folder)}},
+        overrides={"policy.learning_rate": 1e-2, "policy.passes": 2},
+    )  # fmt: skip
+    result = run(told, say=lambda _: None)
+    assert result["feedback"] == "threshold"
+    assert result["online_win_rate"] > 0.6  # on the training prompts, which come again and again
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """A tiny random BERT."""
+    path = tmp_path_factory.mktemp("encoder")
+    words = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "answer", "to", *map(str, range(40))])}
+    core = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(path)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = BertConfig(
+            vocab_size=len(words), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+        )
+        BertModel(config).save_pretrained(path)
+    return str(path)
+
+
+def test_embeddings_do_not_depend_on_the_batch(encoder):
+    embed = encode(encoder, max_tokens=8)
+    texts = ["answer 1 to 2", "answer", "to 3", "", " ".join(["answer"] * 50), "answer " * 8]
+    together = embed(texts)
+    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1.0, atol=1e-5)
+    np.testing.assert_allclose(together, np.concatenate([embed([text]) for text in texts]), atol=1e-5)
+    np.testing.assert_allclose(together[4], together[5], atol=1e-5)  # cut at 8 tokens
+    assert abs(together[0] - together[2]).max() > 1e-2
+
+
+def test_an_encoder_embeds_once_for_the_same_texts(encoder, tmp_path):
+    source = write(tmp_path / "d.jsonl", [row(n) for n in range(8)])
+    said = []
+    build_pool(source, tmp_path / "pool", Columns(), encoder=encoder, say=said.append)
+    first = read_pool(tmp_path / "pool")
+    assert any("embedded 8 of 8" in line for line in said)
+    with gzip.open(tmp_path / "d.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.write(Path(source).read_text(encoding="utf-8"))
+    said.clear()
+    build_pool(str(tmp_path / "d.jsonl.gz"), tmp_path / "pool", Columns(logits=2.0), encoder=encoder, say=said.append)
+    assert any("whose texts are the same" in line for line in said)
+    again = read_pool(tmp_path / "pool")
+    np.testing.assert_array_equal(first.response_embeddings, again.response_embeddings)
+    np.testing.assert_array_equal(2 * first.utilities, again.utilities)
+
+
+def test_wrong_embeddings_are_refused_before_anything_is_written(tmp_path):
+    source, out = write(tmp_path / "d.jsonl", [row(n) for n in range(4)]), tmp_path / "pool"
+    for path, told in (
+        (embeddings(tmp_path / "few.npz", 3), "expected at least"),
+        (embeddings(tmp_path / "narrow.npz", 4, count=K - 1), "expected at least"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            build_pool(source, out, Columns(), embeddings=path, say=lambda _: None)
+    np.savez(tmp_path / "other.npz", x=np.zeros(2))
+    with pytest.raises(ValueError, match="expected arrays prompt and response"):
+        build_pool(source, out, Columns(), embeddings=tmp_path / "other.npz", say=lambda _: None)
+    for both in ({}, {"encoder": "x", "embeddings": tmp_path / "few.npz"}):
+        with pytest.raises(ValueError, match="expected one of encoder and embeddings"):
+            build_pool(source, out, Columns(), **both)
+    assert not out.exists()
+
+
+def test_the_command_builds_a_pool_and_says_how_to_play_it(tmp_path, capsys):
+    rows = [{"q": row(n)["prompt"], "a": [{"text": t, "p": 0.1 * k} for k, t in enumerate(row(n)["responses"])]}
+            for n in range(6)]  # fmt: skip
+    source, vectors = write(tmp_path / "d.jsonl", rows), embeddings(tmp_path / "e.npz", 6)
+    words = ["pool", "build", source, "--out", str(tmp_path / "pool"), "--embeddings", str(vectors), "--prompt", "q"]
+    with pytest.raises(SystemExit) as end:
+        cli.main([*words, "--responses", "a[].text", "--scores", "a[].p", "--scale", "probability"])
+    assert end.value.code == 0
+    told = capsys.readouterr().out
+    assert "6 prompts with 6 responses each; left out: nothing" in told
+    assert "--env duel/Pool-v0 --env-set task_kwargs.folder=" in told
+    assert read_pool(tmp_path / "pool").utilities[0, 1] == pytest.approx(logit(0.1))
+    with pytest.raises(SystemExit) as end:
+        cli.main(words)
+    assert end.value.code == 2
+    assert "row 1: no column 'responses'; it has ['a', 'q']" in capsys.readouterr().err
+
+
+REAL = os.environ.get("LLM_DUEL_POOL_DATA")
+
+
+@pytest.mark.skipif(REAL is None, reason="LLM_DUEL_POOL_DATA names no folder with a real pool")
+def test_facts_of_a_real_pool(tmp_path):
+    """605 prompts of AlpacaEval with the responses of 48 models; figures known from elsewhere."""
+    source, vectors = Path(REAL, "alpaca_pool.jsonl.gz"), Path(REAL, "alpaca_pool_minilm.npz")
+    told = build_pool(str(source), tmp_path / "pool", PRESETS["alpaca_eval"], embeddings=vectors, say=lambda _: None)
+    assert told["ties"] == pytest.approx(0.39, abs=0.01)
+    pool = read_pool(tmp_path / "pool")
+    lengths = np.array([[len(text) for text in texts] for texts in pool.responses])
+    alike = [np.corrcoef(one, other)[0, 1] for one, other in zip(lengths, pool.utilities)]
+    assert np.mean(alike) == pytest.approx(0.44, abs=0.02)
