@@ -100,9 +100,17 @@ class Task(ABC):
         """What the oracle can say beyond labels of duels: scores, where it has a utility."""
         return frozenset({"scores"}) if self.oracle.has_utility else frozenset()
 
-    @abstractmethod
     def view(self) -> TaskView:
-        """What an agent may know."""
+        """What an agent may know: here spaces and training prompts; no utility."""
+        return TaskView(
+            name=self.name,
+            kind=self.kind,
+            observation_space=self.observation_space,
+            response_space=self.response_space,
+            train_prompts=self.train_prompts,
+            observe=self.observe_training,
+            provides=self.oracle_tells,
+        )
 
     def observe_training(self, prompt_ids: np.ndarray) -> Observation:
         """`observe`, for training prompts only: what a `TaskView` hands to agents.

@@ -9,7 +9,7 @@ from gymnasium import spaces
 
 from llm_duel_env.oracles.utility import UtilityOracle
 from llm_duel_env.randomness import generator, uniforms
-from llm_duel_env.tasks.base import Task, TaskView
+from llm_duel_env.tasks.base import Task
 from llm_duel_env.tasks.fingerprint import digest, once
 from llm_duel_env.tasks.pool_files import read_pool
 from llm_duel_env.types import Observation
@@ -94,15 +94,3 @@ class Pool(Task):
     def fingerprint(self) -> str:
         """Of the pool's files."""
         return digest(self.name, self.facts["digest"])
-
-    def view(self) -> TaskView:
-        """Spaces and training prompts; no utility."""
-        return TaskView(
-            name=self.name,
-            kind="finite",
-            observation_space=self.observation_space,
-            response_space=self.response_space,
-            train_prompts=self.train_prompts,
-            observe=self.observe_training,
-            provides=self.oracle_tells,
-        )

@@ -11,7 +11,7 @@ from scipy.special import expit
 from llm_duel_env.oracles.matrix import MatrixOracle
 from llm_duel_env.oracles.utility import UtilityOracle
 from llm_duel_env.randomness import generator, uniforms
-from llm_duel_env.tasks.base import Task, TaskView
+from llm_duel_env.tasks.base import Task
 from llm_duel_env.types import Observation
 
 HIDDEN = 32
@@ -167,18 +167,6 @@ class Synthetic(Task):
         """The best utility of each prompt's K candidates, (M,), in logits; None where preferences are intransitive."""
         best = self.oracle_scale * self._utilities[np.asarray(prompt_ids)].max(axis=1)
         return None if self.truth is None else best
-
-    def view(self) -> TaskView:
-        """Spaces and training prompts; no utility."""
-        return TaskView(
-            name=self.name,
-            kind="finite",
-            observation_space=self.observation_space,
-            response_space=self.response_space,
-            train_prompts=self.train_prompts,
-            observe=self.observe_training,
-            provides=self.oracle_tells,
-        )
 
 
 def lay_out(loose: np.ndarray, frames: np.ndarray, standing: np.ndarray, layout: float) -> np.ndarray:
