@@ -31,7 +31,12 @@ SMALL_IF_THERE = {
 }
 """Settings that make rounds cheap, for the agents that have them."""
 SMALL: dict[str, dict] = {
-    "apl": {"entropy_kept": 1.0, "certainty_kept": 1.0, "phases": 10, "epochs": 2},  # a phase, and its training, a round
+    "apl": {
+        "entropy_kept": 1.0,
+        "certainty_kept": 1.0,
+        "phases": 10,
+        "epochs": 2,
+    },  # a phase, and its training, a round
 }
 """More of them, by agent."""
 DETERMINISTIC = {"max_inp"}

@@ -141,10 +141,10 @@ def _sampling(config: PolicyConfig, work: Work) -> list[Part]:
         return [Part(name, sample=share, score=share, label=share, estimated=True)]
     # The largest of a round and an evaluation, each cut into groups as the sampler does.
     vocabulary = int(work.policy.get_text_config().vocab_size)
-    rows = min(torch_sampler.ROWS, torch_sampler.LOGITS // vocabulary)
     sizes = []
     for prompts, n in ((work.prompts, work.candidates), (work.evaluated, 1)):
-        group = min(-(-prompts // work.ranks), max(rows // n, 1))
+        most = torch_sampler.prompts_at_a_time(vocabulary, n, work.prompt_tokens, work.new_tokens)
+        group = min(-(-prompts // work.ranks), most)
         sizes.append((cache_bytes(work.policy, group, n, work.prompt_tokens, work.new_tokens, work.bf16), group, n))
     cache, group, n = max(sizes)
     widest = max(group * n for _, group, n in sizes)

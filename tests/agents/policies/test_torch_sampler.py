@@ -8,6 +8,8 @@ import pytest
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from llm_duel_env.agents.policies.samplers import torch_sampler
+from llm_duel_env.agents.policies.samplers.base import numbered
 from llm_duel_env.agents.policies.samplers.torch_sampler import choose, sample_tokens
 from llm_duel_env.agents.policies.shared_prefix import NAME, works
 
@@ -152,3 +154,26 @@ def test_weights_that_spoil_a_later_token_are_reported(share_prefix):
     model.lm_head.register_forward_hook(spoil)
     with pytest.raises(FloatingPointError, match="diverged"):
         sample_tokens(model, PROMPTS, uniforms(4, 2, 6), n=2, max_new_tokens=6, eos=[], share_prefix=share_prefix)
+
+
+def test_what_is_sampled_at_a_time_is_bounded_and_changes_nothing(monkeypatch):
+    model = fixtures.make_model("llama")
+    sampler = torch_sampler.TorchSampler(model, eos=EOS, max_new_tokens=6)
+    draws = numbered(np.arange(4))
+    whole = sampler.sample(PROMPTS, draws, (0, "a"), n=3)
+    sizes = []
+    original = torch_sampler.sample_tokens
+
+    def counted(model, prompts, *args, **kwargs):
+        sizes.append(len(prompts))
+        return original(model, prompts, *args, **kwargs)
+
+    monkeypatch.setattr(torch_sampler, "sample_tokens", counted)
+    for cached, expected in ((2 * (10 + 3 * 6), [2, 2]), (1, [1] * 4)):  # the longest prompt has 10 tokens
+        monkeypatch.setattr(torch_sampler, "CACHED", cached)
+        sizes.clear()
+        parts = sampler.sample(PROMPTS, draws, (0, "a"), n=3)
+        assert sizes == expected
+        assert (parts.tokens == whole.tokens).all()
+        assert (parts.lengths == whole.lengths).all()
+    assert torch_sampler.prompts_at_a_time(vocabulary=torch_sampler.LOGITS, n=3, prompt_tokens=1, new_tokens=1) == 1

@@ -26,6 +26,8 @@ ROWS = 2048
 """Responses sampled at a time, at most."""
 LOGITS = 1 << 27
 """Logits of one step of sampling, at most; fewer responses at a time where the vocabulary is large."""
+CACHED = 1 << 16
+"""Tokens whose keys and values are held at a time, at most (those of one prompt and its responses at least)."""
 
 
 class TorchSampler:
@@ -67,7 +69,8 @@ class TorchSampler:
     ) -> Sampled:
         """See `Sampler.sample`. No log-probs are told."""
         vocabulary = int(self.model.config.get_text_config().vocab_size)
-        group = max(min(ROWS, LOGITS // vocabulary) // n, 1)
+        longest = max(map(len, prompts), default=0)
+        group = prompts_at_a_time(vocabulary, n, longest, self.limit)
         uniform = None if stream is None else keyed_uniforms(stream, draws, n, self.limit)
         parts = []
         for start in range(0, len(prompts), group):
@@ -90,6 +93,12 @@ class TorchSampler:
             parts.append([part.cpu().numpy() for part in sampled])
         lengths = np.concatenate([part[1] for part in parts])
         return Sampled(np.concatenate([part[0] for part in parts])[:, :, : int(lengths.max())], lengths)
+
+
+def prompts_at_a_time(vocabulary: int, n: int, prompt_tokens: int, new_tokens: int) -> int:
+    """How many prompts of up to `prompt_tokens` are sampled together, n responses of up to `new_tokens` each."""
+    rows = min(ROWS, LOGITS // vocabulary) // n
+    return max(min(rows, CACHED // (prompt_tokens + n * new_tokens)), 1)
 
 
 def keyed_uniforms(stream: tuple, draws: np.ndarray, n: int, tokens: int) -> np.ndarray:
