@@ -35,13 +35,15 @@ class Pool(Task):
 
     def __init__(
         self,
-        folder: str | os.PathLike[str],
+        folder: str | os.PathLike[str] | None = None,
         *,
         fold: int = 0,
         folds: int = 5,
         oracle_scale: float = 1.0,
         task_seed: int = 0,
     ) -> None:
+        if folder is None:
+            raise ValueError("folder: expected a pool, as llm-duel pool makes it; say it with task_kwargs.folder")
         pool = read_pool(os.fspath(folder))
         prompts, self.candidates = pool.utilities.shape
         if not 2 <= folds <= prompts or not 0 <= fold < folds:

@@ -94,6 +94,7 @@ def test_a_recipe_is_dry_run(path, at_root, capsys):
     assert not Path(config.folder).exists()
 
 
+@pytest.mark.slow
 def test_a_recipe_is_small_enough_for_its_gpu_at_its_full_lengths(at_root):
     for path in FILES:
         if "lora" in path.stem:

@@ -71,6 +71,7 @@ def test_two_ranks_play_the_language_model_run_of_one(tmp_path, capfd):
     assert_alike(alone, together)
 
 
+@pytest.mark.slow
 def test_whoever_is_killed_the_run_goes_on_with_any_number_of_ranks(tmp_path, capfd):
     whole = sea(tmp_path / "whole")
     run(whole, say=silent)
@@ -94,6 +95,7 @@ def test_what_rank_0_refuses_ends_all_of_them(tmp_path, capfd):
     assert "already holds a run" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_all_ranks_and_the_run_goes_on(tmp_path):
     whole = sea(tmp_path / "whole")
     run(whole, say=silent)

@@ -114,6 +114,7 @@ def test_a_real_server_judges(serving, tmp_path):
     oracle.close()
 
 
+@pytest.mark.slow
 def test_the_embedded_policy_is_no_judge_and_is_refused(serving, tmp_path):
     folder = copy_with_chat_template(tmp_path / "policy")
     oracle = JudgeOracle(str(folder), url=serving(folder), max_tokens=8, verdict_attempts=2)
