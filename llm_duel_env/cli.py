@@ -49,6 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def carry_out(told: Any) -> int:
     """Carries a command out and returns its exit code; what the user can mend is said without a traceback."""
+    from llm_duel_env.benchmark.launcher import speaks
     from llm_duel_env.benchmark.runner import RunInterrupted
     from llm_duel_env.extras import MissingExtraError
     from llm_duel_env.ledger import LedgerError
@@ -61,7 +62,7 @@ def carry_out(told: Any) -> int:
     try:
         return verbs[type(told)](told)
     except RunInterrupted as stop:
-        if os.environ.get("RANK", "0") == "0":
+        if speaks():
             print(f"\n{stop}\nresume with: llm-duel run --resume {stop.folder}", flush=True)
         return 130
     except KeyboardInterrupt:
@@ -76,20 +77,19 @@ def carry_out(told: Any) -> int:
 
 
 def _run(told: Run) -> int:
+    from llm_duel_env.benchmark.launcher import launch, launched, speaks
     from llm_duel_env.benchmark.run_command import fresh, resumed, words
-    from llm_duel_env.benchmark.runner import launched, run
+    from llm_duel_env.benchmark.runner import run
 
     if told.ranks < 1:
         raise ValueError(f"--ranks: expected at least 1, got {told.ranks}")
     if told.dry_run:
         return _dry_run(told)
     if told.ranks > 1 and not launched():
-        from llm_duel_env.benchmark.launcher import launch
-
         return launch([sys.executable, "-m", "llm_duel_env.cli", *words(told)], told.ranks)
     config, resume = resumed(told) if told.resume else fresh(told), told.resume is not None
     result = run(config, resume=resume)
-    if os.environ.get("RANK", "0") != "0":
+    if not speaks():
         return 0
     wins = result["curve"].get("offline_win_rate")  # a task without reference responses knows none
     print(
@@ -103,8 +103,8 @@ def _run(told: Run) -> int:
 
 def _dry_run(told: Run) -> int:
     from llm_duel_env.benchmark.dry_run import dry_run
+    from llm_duel_env.benchmark.launcher import launched
     from llm_duel_env.benchmark.run_command import file_of, fresh
-    from llm_duel_env.benchmark.runner import launched
 
     if told.resume is not None or launched():
         raise ValueError("--dry-run: expected a run that is not begun, in one process; say how many with --ranks")

@@ -15,6 +15,16 @@ PATIENCE = 15.0
 """Seconds that the other ranks are given to end by themselves once one has failed."""
 
 
+def launched() -> bool:
+    """Whether a launcher (this one, torchrun, deepspeed) started this process as one of several ranks."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def speaks() -> bool:
+    """Whether this process is the one that tells the user: rank 0, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def launch(command: Sequence[str], count: int) -> int:
     """Runs `command` on `count` ranks; the exit status of the first that fails, or 0.
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import Any
 
+from llm_duel_env.benchmark.launcher import speaks
 from llm_duel_env.benchmark.recipes import difference, recipe_of
 from llm_duel_env.benchmark.registry import load_agent
 from llm_duel_env.benchmark.run_config import RunConfig, check, env_spec
@@ -65,7 +65,7 @@ def fresh(told: Run) -> RunConfig:
     )
     check(config)
     changed = difference(agent_class.configure(config.overrides), agent_class.configure({}))
-    if os.environ.get("RANK", "0") != "0":
+    if not speaks():
         return config
     for name, (was, now) in changed.items():
         print(f"{name} = {now} (paper's default: {was})")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import shlex
 import signal
 import threading
@@ -15,6 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from llm_duel_env.benchmark.heartbeat import Heartbeat, Pulse
+from llm_duel_env.benchmark.launcher import launched
 from llm_duel_env.benchmark.run_config import RunConfig, check
 from llm_duel_env.benchmark.run_folder import RunFolder, read_json
 from llm_duel_env.benchmark.settings import typed
@@ -83,11 +83,6 @@ def _begin(config: RunConfig, folder: RunFolder, fingerprint: str, resume: bool)
     if not folder.begun:  # only now: what cannot be built leaves nothing behind
         folder.create(dataclasses.asdict(config), fingerprint)
     folder.add_command(command_line(config, resume=resume))
-
-
-def launched() -> bool:
-    """Whether a launcher (torchrun, deepspeed) started this process as one of several ranks."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def _on_first(work: Callable[[], None]) -> None:
