@@ -11,7 +11,16 @@ from typing import Any
 import numpy as np
 
 from llm_duel_env.benchmark import statistics
-from llm_duel_env.benchmark.results import Result, differences_to, has_win_rate, last, queries_reached, win_curve
+from llm_duel_env.benchmark.results import (
+    SELF_REPORTED,
+    Result,
+    checked,
+    differences_to,
+    has_win_rate,
+    last,
+    queries_reached,
+    win_curve,
+)
 from llm_duel_env.benchmark.statistics import SEEDS_NEEDED, Interval
 
 BASELINE = "online_dpo"
@@ -62,6 +71,8 @@ class Row:
     evaluations: float | None
     """Oracle evaluations beyond labels that the agent was told of; None for those that were told of none."""
     seconds: float
+    checked: str = SELF_REPORTED
+    """Whether some of its runs were played again and came out the same; see `results.checked`."""
 
 
 @dataclass(frozen=True)
@@ -208,6 +219,7 @@ def _row(label: str, by_seed: dict[int, Result], baseline: dict[int, Result] | N
         gradient_steps=_mean([result.get("gradient_steps") for result in results]),
         evaluations=_mean([result.get("evaluations") or None for result in results]),
         seconds=float(np.mean([result["seconds"] for result in results])),
+        checked=checked(results),
     )
 
 

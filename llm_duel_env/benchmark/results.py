@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ COMPARED = ("offline win rate", "curve mean", "online win rate", "queries to tar
 """Figures of a run that are compared with the baseline's seed by seed."""
 Curve = tuple[np.ndarray, np.ndarray]
 Result = Mapping[str, Any]
-"""What `result.json` of a run holds."""
+"""What `result.json` of a run holds; `find_results` adds where it is, and a replay what it saw ("replay")."""
+SELF_REPORTED = "self-reported"
+"""An entry that nobody played again."""
 
 
 def find_results(paths: Iterable[str | Path]) -> tuple[list[Result], list[Path]]:
@@ -71,6 +73,21 @@ def win_curve(result: Result) -> Curve:
     if found is None:
         raise ValueError(f"{result.get('folder')}: an offline win rate is missing")
     return found
+
+
+def checked(results: Sequence[Result]) -> str:
+    """What a replay (`llm_duel_env.benchmark.rerun`) saw of one entry's runs, in a few words; "self-reported" where
+    none was replayed, whatever else is known of them."""
+    seen = [result["replay"] for result in results if result.get("replay")]
+    if not seen:
+        return SELF_REPORTED
+    parts = []
+    for name in ("rounds", "evaluations"):
+        if compared := sum(one[name] for one in seen):
+            equal = sum(one[f"{name}_equal"] for one in seen)
+            parts.append(f"{compared} {name}" if equal == compared else f"{equal} of {compared} {name} equal")
+    verdict = "replayed" if all(one["equal"] for one in seen) else "differs"
+    return f"{verdict}: {', '.join([*parts, f'{len(seen)} of {len(results)} seeds'])}"
 
 
 def queries_reached(by_seed: Mapping[int, Result], target: float | None) -> tuple[dict[int, float], int]:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from llm_duel_env.benchmark.leaderboard import BASELINE, Row, Table
-from llm_duel_env.benchmark.results import COMPARED
+from llm_duel_env.benchmark.results import COMPARED, SELF_REPORTED
 from llm_duel_env.benchmark.run_folder import rounded, write_json
 from llm_duel_env.benchmark.statistics import SEEDS_NEEDED, SHARE_OF_GAIN, Interval
 
@@ -33,13 +33,15 @@ HEADINGS = (
     "seconds",
     "seeds",
     "rank",
+    "checked",
 )
 
 
 def cells(table: Table) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells, all text; columns that no row fills are left out."""
+    """Headings and cells, all text; columns that no row fills are left out, and so is "checked" where
+    no entry was replayed, which `notes` says."""
     rows = [_cells(row) for row in table.rows]
-    filled = [i for i in range(len(HEADINGS)) if any(row[i] != "–" for row in rows)]
+    filled = [i for i in range(len(HEADINGS)) if any(row[i] not in ("–", SELF_REPORTED) for row in rows)]
     return [HEADINGS[i] for i in filled], [[row[i] for i in filled] for row in rows]
 
 
@@ -94,6 +96,13 @@ def notes(table: Table) -> list[str]:
     if any(row.stalled for row in table.rows):
         names = ", ".join(row.label for row in table.rows if row.stalled)
         told.append(f"Runs that ended without spending their budget (stalled), scored as they were: {names}.")
+    if all(row.checked == SELF_REPORTED for row in table.rows):
+        told.append("All entries are self-reported: none was played again here (`llm-duel leaderboard --rerun`).")
+    else:
+        told.append(
+            "Checked: so many first rounds, or evaluations, of so many seeds were played again here from seed and "
+            "settings, and compared with what the entry holds; self-reported entries were not."
+        )
     return told
 
 
@@ -184,6 +193,7 @@ def _cells(row: Row) -> list[str]:
         _number(row.seconds, ".1f"),
         str(row.seeds),
         _rank(row.rank),
+        row.checked,
     ]
 
 
