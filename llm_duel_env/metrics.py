@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from scipy import optimize
 from scipy.special import expit
 
 from llm_duel_env.oracles.base import Oracle
@@ -15,6 +16,8 @@ from llm_duel_env.oracles.checked import checked_utility, compare
 from llm_duel_env.tasks.base import Task
 from llm_duel_env.types import Metrics, Observation, batch_size, rows_of
 
+LENGTH_PRIOR = 0.01
+"""Precision of the prior on the length term of `length_controlled`."""
 Respond = Callable[[Observation], np.ndarray]
 """A deployed policy: (M,) responses to a batch observation of M prompts."""
 
@@ -59,12 +62,17 @@ def optimal_win_probability(
 def beats_reference(task: Task, prompts: Observation, responses: np.ndarray) -> np.ndarray:
     """P(the response beats the reference) by the task's oracle, float64 (M,); NaN where a prompt has no reference, and
     everywhere where the oracle's answers are metered: those are for labels."""
+    return _beats(task, task.oracle, prompts, responses)
+
+
+def _beats(task: Task, judge: Oracle, prompts: Observation, responses: np.ndarray) -> np.ndarray:
+    """P(the response beats the reference) by `judge`."""
     probability = np.full(batch_size(prompts), np.nan)
-    reference = None if task.oracle.metered else task.reference(prompts["prompt_id"])
+    reference = None if judge.metered else task.reference(prompts["prompt_id"])
     if reference is None:
         return probability
     rows = np.flatnonzero([stored is not None for stored in reference])
-    probability[rows] = compare(task.oracle, rows_of(prompts, rows), responses[rows], reference[rows])
+    probability[rows] = compare(judge, rows_of(prompts, rows), responses[rows], reference[rows])
     return probability
 
 
@@ -109,7 +117,9 @@ def evaluate_prompts(task: Task, respond: Respond, prompts: int | None = None) -
     """A deployed policy on the first `prompts` held-out prompts (all by default): arrays (prompts,), for bootstraps.
 
     `respond` is called once with all of them. Names: prompt_id, offline_win_rate (hard), offline_win_probability,
-    true_utility, optimum, and on text response_words (white-space separated).
+    true_utility, optimum; on text response_words (white-space separated) and length_difference (characters of the
+    response less those of the reference, NaN without one); where the task's truth is another than its oracle,
+    true_win_rate and true_win_probability, the win rate as the truth has it.
 
     Raises:
         ValueError: `prompts` is not 1 to the number of held-out prompts, or `respond` gave a wrong number of responses
@@ -130,8 +140,12 @@ def evaluate_prompts(task: Task, respond: Respond, prompts: int | None = None) -
         "true_utility": true_utility(task, observation, responses),
         "optimum": optimum(task, observation),
     }
+    if task.truth is not None and task.truth is not task.oracle:
+        truly = _beats(task, task.truth, observation, responses)
+        result |= {"true_win_rate": hard(truly), "true_win_probability": truly}
     if task.kind == "text":
         result["response_words"] = np.array([len(text.split()) for text in responses], np.float64)
+        result["length_difference"] = _length_difference(task, ids, responses)
     return result
 
 
@@ -151,6 +165,53 @@ def summarise(per_prompt: dict[str, np.ndarray]) -> Metrics:
     means["optimum_share"] = utility / best if best != 0 else float("nan")
     means["simple_regret"] = best - utility
     return means
+
+
+def length_controlled(wins: np.ndarray, length_difference: np.ndarray) -> float:
+    """The win rate that responses as long as the reference would have: AlpacaEval 2's (arXiv 2404.04475), simplified.
+
+    A logistic regression, P(win) = sigmoid(theta + phi tanh(d / std(d))), read off at d = 0. AlpacaEval's terms for the
+    difficulty of an instruction are left out: they are shared by many models, and here is one. phi has a weak Gaussian
+    prior (precision `LENGTH_PRIOR`), so that it exists where length tells every win.
+
+    Args:
+        wins: (M,) in [0, 1], a tie is 1/2; rows that are NaN in either array are left out.
+        length_difference: (M,) d, the response's length less the reference's.
+
+    Returns:
+        NaN where nothing is known, or where all responses differ from the reference by one length that is not 0.
+
+    >>> longer = np.array([8.0] * 60 + [-8.0] * 20)
+    >>> wins = np.array([1.0] * 54 + [0.0] * 6 + [1.0] * 2 + [0.0] * 18)  # 9 of 10 when longer, 1 of 10 when shorter
+    >>> (wins.mean().round(2), round(length_controlled(wins, longer), 2))
+    (np.float64(0.7), 0.5)
+    """
+    if wins.shape != length_difference.shape or wins.ndim != 1:
+        raise ValueError(f"length_controlled: expected two vectors, got {wins.shape} and {length_difference.shape}")
+    known = ~(np.isnan(wins) | np.isnan(length_difference))
+    y, d = wins[known], length_difference[known]
+    if not len(y):
+        return float("nan")
+    if not d.any() or (y == 0).all() or (y == 1).all():
+        return float(y.mean())  # there is nothing to control for, or nothing that length could tell
+    scale = d.std(ddof=1) if len(d) > 1 else 0.0
+    if scale == 0:
+        return float("nan")
+    rows = np.column_stack([np.ones(len(d)), np.tanh(d / scale)])
+    prior = np.array([0.0, LENGTH_PRIOR])
+
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        z = rows @ weights
+        value = np.logaddexp(0, z) - y * z
+        return float(value.sum() + (prior * weights**2).sum() / 2), rows.T @ (expit(z) - y) + prior * weights
+
+    return float(expit(optimize.minimize(loss, np.zeros(2), jac=True, method="BFGS").x[0]))
+
+
+def _length_difference(task: Task, ids: np.ndarray, responses: np.ndarray) -> np.ndarray:
+    reference = task.reference(ids)
+    stored = [None] * len(ids) if reference is None else reference
+    return np.array([np.nan if r is None else len(text) - len(r) for text, r in zip(responses, stored)], np.float64)
 
 
 def _judge(task: Task) -> Oracle:

@@ -46,6 +46,8 @@ class Agent(ABC):
     (`Preferences.reward`)."""
     kinds: ClassVar[frozenset[str]] = frozenset({"finite", "text"})
     """The kinds of task it plays."""
+    believes: ClassVar[bool] = False
+    """Whether it has reward models, so that `beliefs` may be asked for."""
 
     def __init__(self, task: TaskView, config: AgentConfig, *, seed: int, budget: int) -> None:
         if task.kind not in self.kinds:
@@ -126,6 +128,11 @@ class Agent(ABC):
     def diagnose(self, observation: Observation) -> Metrics:
         """KL to the reference, entropy, length: for the evaluator's log."""
         return self.policy.diagnose(observation, ("diagnose",))
+
+    def beliefs(self, observation: Observation, responses: np.ndarray) -> np.ndarray:
+        """The reward that each of E reward models gives to responses (M, N) to M prompts: float64 (E, M, N). For the
+        evaluator, who holds them against the truth and tells the agent nothing of it."""
+        raise NotImplementedError(f"{type(self).__name__} has no reward model")
 
     def save(self, folder: Path) -> None:
         """Writes everything `load` needs for the run to go on exactly."""

@@ -14,7 +14,7 @@ from llm_duel_env.agents import selection
 from llm_duel_env.agents.base import Agent, AgentConfig, Provenance
 from llm_duel_env.agents.losses import direct_optimizer
 from llm_duel_env.agents.reward_models.ensemble import EnsembleConfig, EnsembleRewardModel
-from llm_duel_env.agents.reward_models.use import best_of, prompt_draws, winners_first
+from llm_duel_env.agents.reward_models.use import beliefs_of, best_of, prompt_draws, winners_first
 from llm_duel_env.tasks.base import TaskView
 from llm_duel_env.types import Duels, Metrics, Observation, Preferences
 
@@ -64,6 +64,7 @@ class SEA(Agent):
     Config = SEAConfig
     paper = "https://arxiv.org/abs/2411.01493"
     provenance: ClassVar[Provenance] = "paper"
+    believes = True
     config: SEAConfig
 
     def __init__(self, task: TaskView, config: SEAConfig, *, seed: int, budget: int) -> None:
@@ -159,6 +160,10 @@ class SEA(Agent):
     def member(self, name: str, observation: Observation) -> Tensor:
         """One random ensemble member per prompt, (M,) int64: an approximate draw from the posterior."""
         return (self.draw(name, observation) * self.config.reward_model.members).long()
+
+    def beliefs(self, observation: Observation, responses: np.ndarray) -> np.ndarray:
+        """See `Agent.beliefs`: of the ensemble's members."""
+        return beliefs_of(self.policy, self.reward_model, observation, responses)
 
     def save(self, folder: Path) -> None:
         """Everything `Agent.save` writes, and the ensemble with its duels."""

@@ -16,7 +16,7 @@ import torch
 from llm_duel_env.agents import selection
 from llm_duel_env.agents.base import Agent, AgentConfig
 from llm_duel_env.agents.reward_models.ensemble import EnsembleConfig, EnsembleRewardModel
-from llm_duel_env.agents.reward_models.use import best_of, prompt_draws, winners_first
+from llm_duel_env.agents.reward_models.use import beliefs_of, best_of, prompt_draws, winners_first
 from llm_duel_env.tasks.base import TaskView
 from llm_duel_env.types import Duels, Metrics, Observation, Preferences
 
@@ -39,6 +39,7 @@ class BestOfN(Agent):
     Config = BestOfNConfig
     paper = "https://arxiv.org/abs/2411.01493"
     provenance = "paper"
+    believes = True
     config: BestOfNConfig
 
     def __init__(self, task: TaskView, config: BestOfNConfig, *, seed: int, budget: int) -> None:
@@ -72,6 +73,10 @@ class BestOfN(Agent):
         """The best of n samples of the supervised policy in the eyes of the whole ensemble."""
         candidates = self.policy.sample(observation, self.config.best_of, ("respond", self.round), reference=True)
         return best_of(candidates, self.policy, self.reward_model)
+
+    def beliefs(self, observation: Observation, responses: np.ndarray) -> np.ndarray:
+        """See `Agent.beliefs`: of the ensemble's members."""
+        return beliefs_of(self.policy, self.reward_model, observation, responses)
 
     def save(self, folder: Path) -> None:
         """Everything `Agent.save` writes, and the ensemble with its duels."""

@@ -17,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from llm_duel_env import ranks
 from llm_duel_env.benchmark import registry, shared
+from llm_duel_env.benchmark.beliefs import Examiner
 from llm_duel_env.benchmark.heartbeat import Pulse
 from llm_duel_env.benchmark.run_config import RunConfig, env_spec
 from llm_duel_env.benchmark.run_folder import (
@@ -30,7 +31,7 @@ from llm_duel_env.benchmark.run_folder import (
     write_json,
 )
 from llm_duel_env.benchmark.statistics import bootstrap_interval
-from llm_duel_env.metrics import known_mean, summarise
+from llm_duel_env.metrics import known_mean, length_controlled, summarise
 from llm_duel_env.types import Duels, Metrics
 
 DIAGNOSED = 64
@@ -39,8 +40,11 @@ are evaluated."""
 CURVE = (
     *("queries", "offline_win_rate", "win_low", "win_high", "offline_win_probability", "true_utility"),
     *("simple_regret", "kl", "entropy", "length", "mean_online_win_rate", "cumulative_regret", "claimed_queries"),
+    "true_win_rate",
 )
 """What of an evaluation goes into the result's curve, where the task knows it."""
+LENGTH_CONTROLLED = "length_controlled_win_rate"
+"""Of the last evaluation, on tasks of text."""
 CURVE_POINTS = 101
 """Evaluations in the result's curve; of more, this many are kept. The metrics file has them all."""
 
@@ -69,6 +73,7 @@ class Session:
         self.agent = agent_class(
             self.core.task.view(), agent_class.configure(config.overrides), seed=config.seed, budget=config.budget
         )
+        self.examiner = Examiner(self.core.task, self.core.core.feedback)
         self.heldout = self.core.task.heldout_ids[: config.eval_prompts]
         self.time: dict[str, float] = defaultdict(float)
         """Seconds by kind of work, over all sittings of the run."""
@@ -165,15 +170,23 @@ class Session:
             with self._clock("update"):
                 self.sums["gradient_steps"] += self.agent.policy.settle().get("gradient_steps", 0)
         with self._clock("evaluate"):
-            measured = shared.evaluate_prompts(self.core, self.agent.respond, self.heldout)
-            diagnosed = self.heldout if self.over else self.heldout[:DIAGNOSED]  # most of an evaluation's time
-            point = summarise(measured) | self.agent.diagnose(self.core.task.observe(diagnosed))
+            responses = self.agent.respond(self.core.task.observe(self.heldout))
+            measured = shared.evaluate_prompts(self.core, responses)
+            # Most of an evaluation's time would go here, were it for all prompts.
+            diagnosed = self.core.task.observe(self.heldout if self.over else self.heldout[:DIAGNOSED])
+            point = summarise(measured) | self.agent.diagnose(diagnosed)
+            beliefs: Metrics = {}
+            if self.examiner.due(self.agent, self.queries, self.config.budget, last=self.over):
+                deployed = responses[: len(diagnosed["prompt_id"])]
+                beliefs = self.examiner.examine(self.agent, diagnosed, deployed, measured, self.queries)
+        if self.over and "length_difference" in measured:
+            point[LENGTH_CONTROLLED] = length_controlled(measured["offline_win_rate"], measured["length_difference"])
         wins = measured["offline_win_rate"]
         if (known := ~np.isnan(wins)).any():
             interval = bootstrap_interval(wins[known], seed=self.config.seed, resamples=1000)
             point |= {"win_low": interval.low, "win_high": interval.high}
         self.curve.append({"queries": self.queries} | point | self._so_far())
-        self._log("eval", point | self._so_far())
+        self._log("eval", point | beliefs | self._so_far())
 
     def agreed(self, stop: bool) -> bool:
         """Whether any rank was asked to stop."""
@@ -216,6 +229,7 @@ class Session:
             "seconds": self._seconds(),
             "sums": dict(self.sums),
             "curve": self.curve,
+            "beliefs": self.examiner.points,
             "marks": self.marks,
             "bought": self.bought,
             "truncated": self.truncated,
@@ -231,6 +245,7 @@ class Session:
         # JSON says NaN as null.
         self.sums.update({name: float("nan") if value is None else value for name, value in state["sums"].items()})
         self.curve, self.marks = state["curve"], state["marks"]
+        self.examiner.points = state.get("beliefs", [])  # checkpoints of earlier versions keep none
         self.bought = state.get("bought", [])  # checkpoints of earlier versions keep none
         self.truncated = state["truncated"]
         self.begun -= state["seconds"]
@@ -323,6 +338,8 @@ class Session:
             "rounds": int(self.core.round),
             "status": "stalled" if self.queries < config.budget and self.stalled else "finished",
             "curve": {name: [p.get(name) for p in curve] for name in CURVE if _known(curve[-1].get(name))},
+            "beliefs": self.examiner.curves(),
+            LENGTH_CONTROLLED: self.curve[-1].get(LENGTH_CONTROLLED),
             "online_win_rate": self._so_far()["mean_online_win_rate"],
             "cumulative_regret": self.sums["regret"],
             "gradient_steps": int(self.sums["gradient_steps"]),

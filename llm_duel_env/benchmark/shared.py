@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from llm_duel_env import ranks
-from llm_duel_env.metrics import Respond
 from llm_duel_env.oracles.base import OracleStopped
 
 
@@ -44,12 +43,10 @@ def step(env: gymnasium.vector.VectorEnv, action: dict[str, Any]) -> tuple[Any, 
     return (core.observe(), *rest)
 
 
-def evaluate_prompts(core: Any, respond: Respond, heldout: np.ndarray) -> dict[str, np.ndarray]:
-    """`core.evaluate_prompts` of the first held-out prompts, `heldout`: all ranks respond, rank 0 evaluates."""
-    observation = core.task.observe(heldout)
-    responses = respond(observation)
+def evaluate_prompts(core: Any, responses: np.ndarray) -> dict[str, np.ndarray]:
+    """`core.evaluate_prompts` of responses (M,) to the first M held-out prompts: rank 0 evaluates, and tells all."""
     if ranks.rank() == 0:
-        return ranks.lead(core.evaluate_prompts(lambda _: responses, len(heldout)))
+        return ranks.lead(core.evaluate_prompts(lambda _: responses, len(responses)))
     return ranks.follow()
 
 

@@ -67,3 +67,16 @@ class Feedback:
         if self.tie_margin > 0:
             label = np.where(np.abs(probability - 0.5) <= self.tie_margin, 0.5, label)
         return label
+
+    def expected_label(self, probability: np.ndarray) -> np.ndarray:
+        """The mean of the labels of such a duel, a tie as 1/2: (M,) in [0, 1]; NaN stays NaN.
+
+        >>> Feedback("threshold", flip_rate=0.1).expected_label(np.array([0.9, 0.5, 0.2])).tolist()
+        [0.9, 0.5, 0.1]
+        >>> Feedback("bernoulli", flip_rate=0.5).expected_label(np.array([0.9])).tolist()
+        [0.5]
+        """
+        probability = np.asarray(probability, np.float64)
+        mean = probability if self.kind == "bernoulli" else (np.sign(probability - 0.5) + 1) / 2
+        mean = mean * (1 - self.flip_rate) + (1 - mean) * self.flip_rate
+        return np.where(np.abs(probability - 0.5) <= self.tie_margin, 0.5, mean) if self.tie_margin > 0 else mean

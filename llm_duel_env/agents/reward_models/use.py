@@ -40,3 +40,11 @@ def best_of(candidates: Candidates, policy: Policy, reward_model: EnsembleReward
     """Of each prompt's responses the best in the eyes of the whole ensemble, by its mean: (M,)."""
     best = reward_model(policy.embed(candidates)).mean(dim=0).argmax(dim=1)
     return candidates.take(best.cpu().numpy()[:, None]).responses[:, 0]
+
+
+def beliefs_of(
+    policy: Policy, reward_model: EnsembleRewardModel, observation: Observation, responses: np.ndarray
+) -> np.ndarray:
+    """What each member gives to responses (M, N) that may come from elsewhere: float64 (E, M, N)."""
+    candidates = getattr(policy, "from_text", Candidates)(observation, responses)  # a language model's have tokens
+    return reward_model(policy.embed(candidates)).double().cpu().numpy()
