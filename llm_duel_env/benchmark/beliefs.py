@@ -15,19 +15,16 @@ from scipy.special import expit
 
 from llm_duel_env import ranks
 from llm_duel_env.benchmark.calibration import calibration
+from llm_duel_env.benchmark.results import BELIEFS
 from llm_duel_env.oracles.checked import compare
 from llm_duel_env.oracles.feedback import Feedback
 from llm_duel_env.tasks.base import Task
 from llm_duel_env.types import Metrics, Observation, batch_size, rows_of
 
 EVERY = 0.1
-"""Share of the budget between two examinations: every fifth evaluation of the usual grid, so that their cost is small."""
+"""Share of the budget between two examinations: every fifth evaluation of the usual grid, to keep it cheap."""
 OTHERS = 4
 """Samples of the supervised policy that are paired with a prompt's reference."""
-NAMES = (
-    *("believed", "labelled", "true", "margin", "spread"),
-    *("accuracy", "calibration_error", "spread_tells_error", "doubt_tells_error"),
-)
 
 
 class Examiner:
@@ -36,7 +33,7 @@ class Examiner:
     def __init__(self, task: Task, feedback: Feedback) -> None:
         self.task, self.feedback = task, feedback
         self.points: list[dict[str, float | None]] = []
-        """One per examination: ``queries``, and what of `NAMES` is known."""
+        """One per examination: ``queries``, and what of `BELIEFS` is known."""
         self._fixed: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # by the number of prompts; drawn again on resume
 
     def due(self, agent: Any, queries: int, budget: int, *, last: bool) -> bool:
@@ -59,7 +56,7 @@ class Examiner:
             queries: bought so far.
 
         Returns:
-            What of `NAMES` is known, under ``belief/``.
+            What of `BELIEFS` is known, under ``belief/``.
         """
         rows = self._with_reference(prompts)
         if not len(rows):  # so it stays in this run
@@ -90,7 +87,7 @@ class Examiner:
         """Queries and values by name, for the result; None where nothing was examined."""
         if not self.points:
             return None
-        known = [name for name in NAMES if any(point.get(name) is not None for point in self.points)]
+        known = [name for name in BELIEFS if any(point.get(name) is not None for point in self.points)]
         return {name: [point.get(name) for point in self.points] for name in ("queries", *known)}
 
     def _with_reference(self, prompts: Observation) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Whether a belief about pairs of responses holds: accuracy, expected calibration error, does its spread tell its error?"""
+"""Whether beliefs about pairs of responses hold: accuracy, calibration error, does their spread tell their error?"""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from llm_duel_env.benchmark import statistics
 from llm_duel_env.benchmark.results import (
+    BELIEFS,
     SELF_REPORTED,
     Result,
     checked,
@@ -73,6 +74,20 @@ class Row:
     seconds: float
     checked: str = SELF_REPORTED
     """Whether some of its runs were played again and came out the same; see `results.checked`."""
+    place: int | None = None
+    """1 + the ranked agents that end above it and are told from it; see `statistics.places`."""
+    tied: tuple[str, ...] = ()
+    """The ranked agents that it is not told from: the paired interval of the final win rates includes 0."""
+    improvement_interval: tuple[float, float] | None = None
+    """95% bootstrap interval of `improvement`."""
+    simple_regret: float | None = None
+    """Of the deployed responses at the end: the best response's utility less theirs."""
+    length_controlled: float | None = None
+    """Final offline win rate had the responses been as long as the reference; see `metrics.length_controlled`."""
+    true_win_rate: float | None = None
+    """Final offline win rate as the task's truth has it, where labels come from a learned proxy."""
+    beliefs: dict[str, float] = field(default_factory=dict)
+    """What its reward models believe at the end and whether it holds, by the names of `results.BELIEFS`."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +146,7 @@ def _group(result: Result) -> dict[str, Any]:
 
 def _table(group: Sequence[Result]) -> Table:
     by_label = _by_label(group)
-    baseline = BASELINE if BASELINE in by_label else next((k for k, v in by_label.items() if _plays(v, BASELINE)), None)
+    baseline = baseline_of(by_label)
     target = None
     if baseline:
         target = statistics.target_of([win_curve(result) for result in by_label[baseline].values()])
@@ -141,7 +156,14 @@ def _table(group: Sequence[Result]) -> Table:
     for label, by_seed in by_label.items():
         table.rows.append(_row(label, by_seed, by_label.get(baseline or ""), target))
     table.rows.sort(key=lambda row: -row.win_rate)
-    return _ranked(table)
+    return replace(table, rows=ranked(table.rows, table.results)) if table.enough_seeds else table
+
+
+def baseline_of(by_label: Mapping[str, Mapping[int, Result]]) -> str | None:
+    """The label of the agent that the others of a table are measured against; None where it is not among them."""
+    if BASELINE in by_label:
+        return BASELINE
+    return next((label for label, by_seed in by_label.items() if _plays(by_seed, BASELINE)), None)
 
 
 def _by_label(group: Sequence[Result]) -> dict[str, dict[int, Result]]:
@@ -183,7 +205,8 @@ def _row(label: str, by_seed: dict[int, Result], baseline: dict[int, Result] | N
     elif len(results) == 1 and last(results[0], "win_low") is not None:
         interval, over = (results[0]["curve"]["win_low"][-1], results[0]["curve"]["win_high"][-1]), "prompts"
     reached, censored = queries_reached(by_seed, target)
-    ratio, bound, improvement = None, "", None
+    ratio, bound = None, ""
+    improvement: Interval | None = None
     differences: dict[str, Interval] = {}
     if baseline and baseline is not by_seed and set(baseline) & set(by_seed):
         theirs, their_censored = queries_reached(baseline, target)
@@ -193,7 +216,7 @@ def _row(label: str, by_seed: dict[int, Result], baseline: dict[int, Result] | N
         their_wins = {s: win_curve(r)[1][-1] for s, r in baseline.items()}
         if enough and len(baseline) >= SEEDS_NEEDED[results[0]["kind"]]:
             differences = differences_to(by_seed, baseline, target)
-            improvement = statistics.probability_of_improvement(list(wins.values()), list(their_wins.values()))
+            improvement = statistics.improvement_interval(list(wins.values()), list(their_wins.values()))
     return Row(
         label=label,
         provenance=results[0]["provenance"],
@@ -206,7 +229,8 @@ def _row(label: str, by_seed: dict[int, Result], baseline: dict[int, Result] | N
         area=float(np.mean([statistics.area_under(*win_curve(r)) for r in results])),
         rank=None,
         differences=differences,
-        improvement=improvement,
+        improvement=improvement.estimate if improvement else None,
+        improvement_interval=(improvement.low, improvement.high) if improvement else None,
         online_win_rate=_mean([result["online_win_rate"] for result in results]),
         queries_to_target=_mean(list(reached.values())) if reached else None,
         censored=censored,
@@ -220,19 +244,37 @@ def _row(label: str, by_seed: dict[int, Result], baseline: dict[int, Result] | N
         evaluations=_mean([result.get("evaluations") or None for result in results]),
         seconds=float(np.mean([result["seconds"] for result in results])),
         checked=checked(results),
+        simple_regret=_mean([last(result, "simple_regret") for result in results]),
+        length_controlled=_mean([result.get("length_controlled_win_rate") for result in results]),
+        true_win_rate=_mean([last(result, "true_win_rate") for result in results]),
+        beliefs=_last_beliefs(results),
     )
 
 
-def _ranked(table: Table) -> Table:
-    """Ranks the agents that follow a paper or are ours; methods rebuilt from notes are not ranked as the paper's."""
-    ranked = [row for row in table.rows if row.provenance != "reconstructed"]
-    if not table.enough_seeds or len(ranked) < 2:
-        return table
-    scores = {row.label: {s: win_curve(r)[1][-1] for s, r in table.results[row.label].items()} for row in ranked}
-    if not set.intersection(*(set(by_seed) for by_seed in scores.values())):
-        return table
-    places = statistics.ranks(scores)
-    return replace(table, rows=[replace(row, rank=places.get(row.label)) for row in table.rows])
+def ranked(rows: Sequence[Row], results: Mapping[str, Mapping[int, Result]]) -> list[Row]:
+    """The rows with ranks for the agents that follow a paper or are ours; methods rebuilt from notes are not ranked as
+    the paper's. Without ranks where there is nobody to compare, or no seed that all have."""
+    wins = {
+        row.label: {seed: float(win_curve(result)[1][-1]) for seed, result in results[row.label].items()}
+        for row in rows
+        if row.provenance != "reconstructed"
+    }
+    if len(wins) < 2 or not set.intersection(*(set(by_seed) for by_seed in wins.values())):
+        return list(rows)
+    by_mean, places = statistics.ranks(wins), statistics.places(wins)
+    return [
+        replace(row, rank=by_mean[row.label], place=places[row.label].place, tied=places[row.label].tied)
+        if row.label in places
+        else row
+        for row in rows
+    ]
+
+
+def _last_beliefs(results: Sequence[Result]) -> dict[str, float]:
+    """Means over seeds of what was found at the last examination, of the names that all seeds know."""
+    ends = [{name: values[-1] for name, values in (result.get("beliefs") or {}).items()} for result in results]
+    means = {name: _mean([end.get(name) for end in ends]) for name in BELIEFS}
+    return {name: value for name, value in means.items() if value is not None}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

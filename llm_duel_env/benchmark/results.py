@@ -14,6 +14,11 @@ from llm_duel_env.benchmark.statistics import Interval
 
 COMPARED = ("offline win rate", "curve mean", "online win rate", "queries to target", "cumulative regret")
 """Figures of a run that are compared with the baseline's seed by seed."""
+BELIEFS = (
+    *("believed", "labelled", "true", "margin", "spread"),
+    *("accuracy", "calibration_error", "spread_tells_error", "doubt_tells_error"),
+)
+"""What is found about an agent's beliefs (`llm_duel_env.benchmark.beliefs`), as a result's "beliefs" name it."""
 Curve = tuple[np.ndarray, np.ndarray]
 Result = Mapping[str, Any]
 """What `result.json` of a run holds; `find_results` adds where it is, and a replay what it saw ("replay")."""
@@ -60,6 +65,15 @@ def has_win_rate(result: Result) -> bool:
 def last(result: Result, name: str) -> float | None:
     """The value at the last evaluation of a run."""
     values = result["curve"].get(name)
+def belief_curve(result: Result, name: str) -> Curve | None:
+    """(queries, values) of one run's beliefs; None where it has none, as results of earlier versions."""
+    found = result.get("beliefs") or {}
+    values = found.get(name)
+    if values is None or any(value is None for value in values):
+        return None
+    return np.asarray(found["queries"], float), np.asarray(values, float)
+
+
     return values[-1] if values else None
 
 

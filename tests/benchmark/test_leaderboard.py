@@ -145,7 +145,7 @@ def test_results_are_found_and_everything_is_written(tmp_path):
     written = [*table.write(made, tmp_path / "out"), *plots.write(made, tmp_path / "out")]
     names = {path.name for path in written}
     assert names == {
-        *("leaderboard.md", "leaderboard.csv", "leaderboard.json"),
+        *("leaderboard.md", "leaderboard.csv", "leaderboard.json", "curves.csv"),
         *("win_rate.png", "utility.png", "regret.png"),
     }
     for path in written:

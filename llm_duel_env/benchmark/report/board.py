@@ -13,10 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from llm_duel_env.benchmark import statistics
-from llm_duel_env.benchmark.leaderboard import RICHER, Row, Table, tables
-from llm_duel_env.benchmark.report.table import cells, markdown_table, notes, paired_lines
-from llm_duel_env.benchmark.results import Result, curve, has_win_rate
+from llm_duel_env.benchmark.leaderboard import RICHER, Row, Table, ranked, tables
+from llm_duel_env.benchmark.report.table import cells, detail_lines, markdown_table, notes
+from llm_duel_env.benchmark.results import Result, has_win_rate
 from llm_duel_env.benchmark.run_config import RunConfig
 from llm_duel_env.benchmark.statistics import SEEDS_NEEDED
 from llm_duel_env.benchmark.stored import Kept, same_settings
@@ -55,7 +54,7 @@ class Part:
         few = [row for row in self.table.rows if row.seeds < enough]
         many = [row for row in self.table.rows if row.seeds >= enough]
         duels = [row for row in many if not self.told[row.label]]
-        return _ranked(duels, self.table), [row for row in many if self.told[row.label]], few
+        return ranked(duels, self.table.results), [row for row in many if self.told[row.label]], few
 
 
 def part(suite: str, kept: Kept, runs: Sequence[RunConfig] | None = None) -> Part:
@@ -140,7 +139,7 @@ def _lines(one: Part, table: Table) -> list[str]:
         extra.append(("told beyond duels", [", ".join(one.told[row.label]) or "–" for row in table.rows]))
     headings = [*headings, *(name for name, _ in extra)]
     lines = markdown_table(headings, [[*row, *(values[i] for _, values in extra)] for i, row in enumerate(rows)])
-    return [*lines, *paired_lines(table)]
+    return [*lines, *detail_lines(table)]
 
 
 def generated_tokens(table: Table, row: Row) -> float | None:
@@ -148,16 +147,3 @@ def generated_tokens(table: Table, row: Row) -> float | None:
     counts = [result.get("generated_tokens") for result in table.results[row.label].values()]
     known = [count for count in counts if count is not None]
     return float(np.mean(known)) if known else None
-
-
-def _ranked(rows: list[Row], table: Table) -> list[Row]:
-    """The rows with ranks for those that follow a paper or are ours."""
-    scores = {}
-    for row in rows:
-        if row.provenance != "reconstructed":
-            ends = {seed: curve(result) for seed, result in table.results[row.label].items()}
-            scores[row.label] = {seed: float(end[1][-1]) for seed, end in ends.items() if end is not None}
-    if len(scores) < 2 or not set.intersection(*(set(by_seed) for by_seed in scores.values())):
-        return rows
-    places = statistics.ranks(scores)
-    return [replace(row, rank=places.get(row.label)) for row in rows]
