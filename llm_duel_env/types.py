@@ -139,6 +139,20 @@ _NOT_GIVEN = np.empty(0)
 
 
 @dataclass(frozen=True)
+class Notes:
+    """What an agent tells people about its M duels, for a report's sample duels. Nobody learns from it."""
+
+    reason: tuple[str, ...]
+    """(M,): why each pair was chosen."""
+    belief: np.ndarray | None = None
+    """(M,) in [0, 1]: the agent's own probability that the first beats the second, before it was told; NaN or None
+    where it has none."""
+    spread: np.ndarray | None = None
+    """(M,): how far the agent's own opinions lie apart, the standard deviation of that probability over the members of
+    its ensemble; None where it has but one."""
+
+
+@dataclass(frozen=True)
 class Duels:
     """M pairs, and for each whether the oracle is asked about it."""
 
@@ -151,6 +165,8 @@ class Duels:
     does; NaN where it has none. It never leaves the agent."""
     again: np.ndarray | None = None
     """(M,) bool: True keeps the prompt for the next round, for another duel about it; None keeps none."""
+    notes: Notes | None = None
+    """Why these pairs, for people to read; neither the environment nor the learning sees it."""
 
     def __post_init__(self) -> None:
         m, n = self.pair.shape
@@ -162,6 +178,17 @@ class Duels:
             object.__setattr__(self, "synthetic", np.full(m, np.nan, np.float32))
         if self.query.shape != (m,) or self.synthetic.shape != (m,):
             raise ValueError(f"query, synthetic: expected ({m},), got {self.query.shape}, {self.synthetic.shape}")
+        if self.notes is not None:
+            sizes = [len(told) for told in vars(self.notes).values() if told is not None]
+            if sizes != [m] * len(sizes):
+                raise ValueError(f"notes: expected {m} of each for {m} duels, got {sizes}")
+
+    def noted(
+        self, reason: str | Sequence[str], belief: np.ndarray | None = None, spread: np.ndarray | None = None
+    ) -> Duels:
+        """The same duels with `Notes`; one `reason` for all, or one each."""
+        reasons = (reason,) * len(self.query) if isinstance(reason, str) else tuple(reason)
+        return replace(self, notes=Notes(reasons, belief, spread))
 
     def action(self) -> dict[str, Any]:
         """What the vector environment takes: ``first`` and ``second`` (M each), ``query`` and ``again`` (M,) int64 in

@@ -95,7 +95,16 @@ class APL(Agent):
             liking = certain.get(self.config.rule, np.abs(margin))
             query = keep(liking, query, self.config.certainty_kept, draws[:, 1])
         self._metrics |= {"asked": float(query.mean()), "implicit_margin": float(np.abs(margin).mean())}
-        return replace(pair.first_two(), query=query)
+        chance = 1 / (1 + np.exp(-np.clip(margin, -500, 500)))
+        return replace(pair.first_two().noted(self.why(margin, query), chance), query=query)
+
+    def why(self, margin: np.ndarray, query: np.ndarray) -> list[str]:
+        """Why each prompt was asked about or left out, (M,), for people to read."""
+        told = {True: "kept", False: "left out"}
+        return [
+            f"{told[bool(asked)]} by the rule {self.config.rule}; implicit reward margin {value:+.2f}"
+            for value, asked in zip(margin, query)
+        ]
 
     def entropy(self, observation: Observation) -> np.ndarray:
         """An estimate of the entropy, in nats, of the policy's responses to each prompt: minus the mean log-probability

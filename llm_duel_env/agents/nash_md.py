@@ -53,7 +53,8 @@ class NashMD(Agent):
         own = self.policy.sample(observation, 1, ("act", self.round), temperature=TEMPERATURE)
         key, mixture = ("opponent", self.round), self.config.mixture
         opponent = self.policy.sample(observation, 1, key, temperature=TEMPERATURE, mixture=mixture)
-        return Candidates.beside(own, opponent).first_two()
+        reason = f"a sample of the policy against one of its mixture with the reference (weight {mixture:g})"
+        return Candidates.beside(own, opponent).first_two().noted(reason)
 
     def learn(self, preferences: Preferences) -> Metrics:
         """Policy-gradient steps on all labels, ties among them: there z = 1/2 leaves the pull to the reference."""

@@ -39,7 +39,8 @@ class RDO(Agent):
 
     def act(self, observation: Observation) -> Duels:
         """Two independent samples of the present policy for each prompt."""
-        return self.policy.sample(observation, 2, ("act", self.round)).first_two()
+        pair = self.policy.sample(observation, 2, ("act", self.round))
+        return pair.first_two().noted("two samples of the present policy")
 
     def learn(self, preferences: Preferences) -> Metrics:
         """One pass of weighted DPO over the round's labelled pairs."""

@@ -94,7 +94,11 @@ class REAL(Agent):
             chosen = cosines[rows, first, second]
             query = self.keep(chosen, identity[rows, first] == identity[rows, second], draws[:, 3])
         self._metrics = {"cosine": float(chosen.mean()), "cosine_of_candidates": _mean_off_diagonal(cosines)}
-        return replace(candidates.duel(first.numpy(), second.numpy()), query=query.numpy())
+        reasons = [
+            f"rule {self.config.rule}: the pair of {candidates.shape[1]} candidates has cosine {value:.3f}"
+            for value in chosen.tolist()
+        ]
+        return replace(candidates.duel(first.numpy(), second.numpy()).noted(reasons), query=query.numpy())
 
     def sampled(self, observation: Observation) -> Candidates:
         """N responses to each prompt, of the supervised policy or the present one: (M, N)."""

@@ -14,12 +14,18 @@ from llm_duel_env.agents import selection
 from llm_duel_env.agents.base import Agent, AgentConfig, Provenance
 from llm_duel_env.agents.losses import direct_optimizer
 from llm_duel_env.agents.reward_models.ensemble import EnsembleConfig, EnsembleRewardModel
-from llm_duel_env.agents.reward_models.use import beliefs_of, best_of, prompt_draws, winners_first
+from llm_duel_env.agents.reward_models.use import belief, beliefs_of, best_of, prompt_draws, winners_first
 from llm_duel_env.tasks.base import TaskView
 from llm_duel_env.types import Duels, Metrics, Observation, Preferences
 
+RULES = {
+    "bai": "Thompson winner of member {member} against the response whose comparison with it the members doubt most",
+    "ee": "Thompson winner of member {member} against the first different winner of the others, asked in turn",
+    "uncertainty": "the pair that the members disagree about most",
+    "passive": "the first two samples, as they came",
+}
 CHOICES = {
-    "opponent": ("bai", "ee", "uncertainty", "passive"),
+    "opponent": tuple(RULES),
     "uncertainty": ("probability", "logit"),
     "synthetic_pair": ("extremes", "thompson"),
 }
@@ -101,6 +107,7 @@ class SEA(Agent):
         clash = identity[rows, first] == identity[rows, second]
         self._metrics = {"synthetic_share": float(1 - query.mean()), "clash_rate": float(clash.float().mean())}
         duels = candidates.duel(first.numpy(), second.numpy())
+        duels = duels.noted(self.why(observation, query), *belief(rewards, first, second))
         return replace(duels, query=query, synthetic=np.where(query, np.nan, label.numpy()).astype(np.float32))
 
     def choose(self, rewards: Tensor, identity: Tensor, observation: Observation) -> tuple[Tensor, Tensor]:
@@ -137,6 +144,24 @@ class SEA(Agent):
         chosen = self.draw("synthetic_share", observation).numpy() >= self.config.oracle_share
         ready = self.reward_model.trained and self.queries >= self.config.burn_in * self.budget
         return chosen if ready else np.zeros_like(chosen)
+
+    @property
+    def rule(self) -> str:
+        """How a duel for the oracle is chosen, in words."""
+        return RULES[self.config.opponent]
+
+    def why(self, observation: Observation, query: np.ndarray) -> list[str]:
+        """Why each pair was chosen, (M,), for people to read: the oracle is asked where `query` (M,) is True."""
+        doubt = "" if self.reward_model.trained else "; the ensemble has learnt nothing yet"
+        extremes = self.config.synthetic_pair == "extremes"
+        reasons = []
+        for bought, first, own in zip(query, self.member("first", observation), self.member("synthetic", observation)):
+            reason = self.rule.format(member=int(first))
+            if not bought:
+                pair = "its best candidate against its worst" if extremes else reason
+                reason = f"member {int(own)} of the ensemble labels this pair itself: {pair}"
+            reasons.append(reason + doubt)
+        return reasons
 
     def learn(self, preferences: Preferences) -> Metrics:
         """The ensemble learns from the oracle's labels only; the policy from the oracle's and the synthetic ones."""

@@ -25,6 +25,12 @@ from llm_duel_env.types import Candidates, Duels, Metrics, Observation, Preferen
 
 STAGES = 3
 """Duels about one prompt, at most, and so the rounds it is shown in."""
+MEETINGS = (
+    "the two samples of the policy meet first",
+    "the greedy response against the winner of the two samples",
+    "both others lost to the same response: which of them is the worst?",
+)
+"""Why two of a prompt's three responses meet, by the round it is shown in."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,7 @@ class SELM(Agent):
             raise ValueError(f"expected the prompts {kept.tolist()} again, got {observation['prompt_id'].tolist()}")
         first, second, query = self.meeting()
         duels = self._candidates.duel(first, second)
+        duels = duels.noted(MEETINGS[self.stage])
         return replace(duels, query=query, again=np.full(len(query), self.stage + 1 < STAGES))
 
     def propose(self, observation: Observation) -> Candidates:

@@ -59,10 +59,11 @@ class VPO(Agent):
         of the reference."""
         key = ("act", self.round)
         if self.config.mode == "offline":
-            return self.policy.sample(observation, 2, key, reference=True).first_two()
+            pair = self.policy.sample(observation, 2, key, reference=True)
+            return pair.first_two().noted("two samples of the reference policy")
         if self.loss.weight:
             self._calibration = self.policy.sample(observation, 1, ("calibration", self.round), reference=True)
-        return self.policy.sample(observation, 2, key).first_two()
+        return self.policy.sample(observation, 2, key).first_two().noted("two samples of the present policy")
 
     def learn(self, preferences: Preferences) -> Metrics:
         """One pass of the direct optimizer with the calibration term over the round's labelled pairs."""

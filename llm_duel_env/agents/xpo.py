@@ -61,7 +61,8 @@ class XPO(Agent):
     def act(self, observation: Observation) -> Duels:
         """One sample of the policy, shown first, and one of the reference, tagged so."""
         own = self.policy.sample(observation, 1, ("act", self.round))
-        return Candidates.beside(own, self.references(observation)).first_two()
+        pair = Candidates.beside(own, self.references(observation))
+        return pair.first_two().noted("a sample of the present policy against one of the reference")
 
     def references(self, observation: Observation) -> Candidates:
         """A response of the reference to each prompt, (M, 1): another one at every visit to a prompt, and a function of

@@ -16,7 +16,7 @@ import torch
 from llm_duel_env.agents import selection
 from llm_duel_env.agents.base import Agent, AgentConfig
 from llm_duel_env.agents.reward_models.ensemble import EnsembleConfig, EnsembleRewardModel
-from llm_duel_env.agents.reward_models.use import beliefs_of, best_of, prompt_draws, winners_first
+from llm_duel_env.agents.reward_models.use import belief, beliefs_of, best_of, prompt_draws, winners_first
 from llm_duel_env.tasks.base import TaskView
 from llm_duel_env.types import Duels, Metrics, Observation, Preferences
 
@@ -61,7 +61,8 @@ class BestOfN(Agent):
             same, orders = selection.same_as(identity, first), draws[:, 2:].argsort(dim=1)
             second = selection.second_thompson(rewards, first, orders, same, draws[:, 1])
         self._features = features[torch.arange(len(first))[:, None], torch.stack([first, second], dim=1)]
-        return candidates.duel(first.numpy(), second.numpy())
+        reason = "Thompson winner of a member against the first different winner of the others (policy frozen)"
+        return candidates.duel(first.numpy(), second.numpy()).noted(reason, *belief(rewards, first, second))
 
     def learn(self, preferences: Preferences) -> Metrics:
         """The ensemble learns from the round's labels; the policy stays as it is."""

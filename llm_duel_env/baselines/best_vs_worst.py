@@ -14,6 +14,11 @@ class BestVersusWorst(SEA):
 
     provenance = "ours"
 
+    @property
+    def rule(self) -> str:
+        """How a duel is chosen, in words."""
+        return "the highest against the lowest mean reward over the members"
+
     def choose(self, rewards: Tensor, identity: Tensor, observation: Observation) -> tuple[Tensor, Tensor]:
         """The extremes of the mean over members, (M,) and (M,); `opponent` and `uncertainty` play no part."""
         return selection.best_and_worst(rewards.mean(dim=0), identity, self.draw("tie", observation))

@@ -20,7 +20,7 @@ from typing import ClassVar
 
 import numpy as np
 from scipy.linalg import cholesky, solve_triangular
-from scipy.special import log_softmax, ndtri
+from scipy.special import expit, log_softmax, ndtri
 
 from llm_duel_env.agents.base import Agent, AgentConfig
 from llm_duel_env.baselines.pairwise_logistic import PairwiseLogistic, distances, norms
@@ -101,6 +101,8 @@ class LinearBandit(Agent):
     kinds: ClassVar[frozenset[str]] = frozenset({"finite"})
     provenance = "reconstructed"
     config: LinearConfig
+    reason: ClassVar[str]
+    """Why a pair is chosen, for people to read."""
 
     def __init__(self, task: TaskView, config: LinearConfig, *, seed: int, budget: int) -> None:
         super().__init__(task, config, seed=seed, budget=budget)
@@ -114,8 +116,13 @@ class LinearBandit(Agent):
     def act(self, observation: Observation) -> Duels:
         """The pair of `choose` for each prompt."""
         with self.clock("select"):
-            first, second = self.choose(observation, self.features(observation))
-        return Duels(Candidates(observation, np.stack([first, second], axis=1).astype(np.int64)))
+            features = self.features(observation)
+            first, second = self.choose(observation, features)
+        rows = np.arange(len(first))
+        belief = expit((features[rows, first] - features[rows, second]) @ self.model.theta)
+        return Duels(Candidates(observation, np.stack([first, second], axis=1).astype(np.int64))).noted(
+            self.reason, belief
+        )
 
     def learn(self, preferences: Preferences) -> Metrics:
         """The maximum of the regularised likelihood of all labels; ``nll`` is in nats per label."""
@@ -190,6 +197,7 @@ class LinearTS(LinearBandit):
     Config = LinearTSConfig
     paper = "https://arxiv.org/abs/2404.06013"
     config: LinearTSConfig
+    reason = "the best candidate for one draw of theta against the best of the others for a second draw"
 
     def choose(self, observation: Observation, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `thompson_pair`."""
@@ -218,6 +226,7 @@ class MaxInP(LinearBandit):
     Config = MaxInPConfig
     paper = "https://papers.nips.cc/paper/2021/hash/fc3cf452d3da8402bebb765225ce8c0e-Abstract.html"
     config: MaxInPConfig
+    reason = "of the candidates that may be the best, the pair whose comparison is known least well"
 
     def choose(self, observation: Observation, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `most_informative_pair`."""
@@ -245,6 +254,7 @@ class CoLSTIM(LinearBandit):
     Config = CoLSTIMConfig
     paper = "https://arxiv.org/abs/2202.04593"
     config: CoLSTIMConfig
+    reason = "the best candidate by perturbed utility against its rival of the highest upper confidence"
 
     def choose(self, observation: Observation, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `optimistic_pair`."""

@@ -17,4 +17,5 @@ class OfflineDPO(OnlineDPO):
 
     def act(self, observation: Observation) -> Duels:
         """Two independent samples of the reference policy for each prompt."""
-        return self.policy.sample(observation, 2, ("act", self.round), reference=True).first_two()
+        pair = self.policy.sample(observation, 2, ("act", self.round), reference=True)
+        return pair.first_two().noted("two samples of the reference policy, whatever has been learnt")

@@ -87,6 +87,12 @@ class SEAAsReleased(SEA):
             chosen[draws.argsort(stable=True)[: int(share * len(draws))]] = True
         return chosen
 
+    def why(self, observation: Observation, query: np.ndarray) -> list[str]:
+        """Why each pair was chosen, for people to read; all are labelled by the oracle."""
+        reasons = super().why(observation, query)
+        return [reason if own else reason.replace("labels this pair itself", "chose this pair (model data)")
+                for reason, own in zip(reasons, query)]  # fmt: skip
+
     def act(self, observation: Observation) -> Duels:
         """SEA's duels, but that all of them are sent to the oracle."""
         duels = super().act(observation)

@@ -13,7 +13,8 @@ class Uniform(Agent):
 
     def act(self, observation: Observation) -> Duels:
         """Two independent samples of the reference policy for each prompt."""
-        return self.policy.sample(observation, 2, ("act", self.round), reference=True).first_two()
+        pair = self.policy.sample(observation, 2, ("act", self.round), reference=True)
+        return pair.first_two().noted("two samples of the reference policy")
 
     def learn(self, preferences: Preferences) -> Metrics:
         """Nothing."""

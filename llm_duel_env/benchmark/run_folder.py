@@ -4,6 +4,7 @@ config.json    everything needed to run it again        metrics.jsonl   one line
 command.txt    the commands of its sittings, in order   tensorboard/    the same scalars
 versions.json  what it ran on                           checkpoint/     the latest state, replaced whole
 ledger.jsonl   every label bought (the environment's)   result.json     the outcome, once the run is over
+samples.jsonl  a few duels of each evaluation mark, for people to read
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class RunFolder:
         self.config = self.path / "config.json"
         self.ledger = self.path / "ledger.jsonl"
         self.metrics = self.path / "metrics.jsonl"
+        self.samples = self.path / "samples.jsonl"
         self.tensorboard = self.path / "tensorboard"
         self.result = self.path / "result.json"
         self.checkpoint = self.path / "checkpoint"

@@ -30,6 +30,7 @@ from llm_duel_env.benchmark.run_folder import (
     versions,
     write_json,
 )
+from llm_duel_env.benchmark.samples import samples
 from llm_duel_env.benchmark.statistics import bootstrap_interval
 from llm_duel_env.metrics import known_mean, length_controlled, summarise
 from llm_duel_env.types import Duels, Metrics
@@ -94,7 +95,7 @@ class Session:
 
     def __exit__(self, *error: object) -> None:
         self.env.close()
-        for name in ("metrics", "tensorboard"):  # a start that failed may have opened neither, or the first alone
+        for name in ("metrics", "samples", "tensorboard"):  # a start that failed may have opened only some
             if hasattr(self, name):
                 getattr(self, name).close()
 
@@ -128,6 +129,7 @@ class Session:
         state: dict[str, Any] = read_json(checkpoint / "state.json") if checkpoint else {"metrics_bytes": 0}
         if ranks.rank() == 0:
             self.metrics = MetricsFile(self.folder.metrics, keep=state["metrics_bytes"])
+            self.samples = MetricsFile(self.folder.samples, keep=state.get("samples_bytes", 0))
             # Scalars of rounds after the checkpoint are about to be written again.
             begin = int(state["env"]["query_count"]) + 1 if checkpoint else 0
             self.tensorboard = SummaryWriter(str(self.folder.tensorboard), purge_step=begin)
@@ -156,6 +158,7 @@ class Session:
         self.bought = [*self.bought, self.queries - queries][-self.config.max_stalled_rounds :]
         self.sums["generated_tokens"] += self._generated_tokens() - generated
         self._log("round", self._round_metrics(duels, info, learnt))
+        self.played = duels, info
 
     def evaluate_if_due(self) -> None:
         """Evaluates where a mark of the grid was passed, and at the end."""
@@ -163,6 +166,7 @@ class Session:
         if marks > self.marks or self.over:
             self.marks = marks
             self.evaluate()
+            self._sample()
 
     def evaluate(self) -> None:
         """Measures the deployed policy on the held-out prompts."""
@@ -188,6 +192,13 @@ class Session:
         self.curve.append({"queries": self.queries} | point | self._so_far())
         self._log("eval", point | beliefs | self._so_far())
 
+    def _sample(self) -> None:
+        """Writes a few duels of the last round for people to read."""
+        if ranks.rank() == 0:
+            duels, info = self.played
+            for sample in samples(self.core.task, duels, info, round=int(self.core.round), queries=self.queries):
+                self.samples.append(rounded(dataclasses.asdict(sample)))
+
     def agreed(self, stop: bool) -> bool:
         """Whether any rank was asked to stop."""
         return ranks.any_of(stop)
@@ -202,6 +213,7 @@ class Session:
         with self._clock("checkpoint"):
             if ranks.rank() == 0:
                 self.metrics.sync()
+                self.samples.sync()
                 self.folder.save(self._write_state)
             else:  # what is the same on all ranks is written into a folder that nobody keeps
                 with tempfile.TemporaryDirectory() as folder:
@@ -223,6 +235,7 @@ class Session:
         state = {
             "env": self.core.state_dict(),
             "metrics_bytes": self.metrics.bytes,
+            "samples_bytes": self.samples.bytes,
             "time": dict(self.time),
             "logged": self.logged,
             "env_seconds": self.core.seconds,

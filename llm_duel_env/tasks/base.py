@@ -83,6 +83,11 @@ class Task(ABC):
         On text an entry is None where this prompt has none; the whole is None where none of these prompts has one.
         """
 
+    def texts(self, prompt_ids: np.ndarray, responses: np.ndarray) -> list[tuple[str, str]] | None:
+        """Prompt and response as text for people to read, for each of M, on finite tasks whose vectors stand for texts.
+        None where there are none."""
+        return None
+
     def optimum(self, prompt_ids: np.ndarray) -> np.ndarray | None:
         """The true utility of the best response to each prompt, float64 (M,); None where it is not known."""
         return None

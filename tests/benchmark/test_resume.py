@@ -41,6 +41,7 @@ def killed(told, kills):
 def assert_same(left, right):
     assert untimed(left) == untimed(right)
     assert Path(left, "ledger.jsonl").read_bytes() == Path(right, "ledger.jsonl").read_bytes()
+    assert Path(left, "samples.jsonl").read_bytes() == Path(right, "samples.jsonl").read_bytes() != b""
     timeless = [json.loads(Path(f, "result.json").read_text()) for f in (left, right)]
     for result in timeless:
         del result["seconds"], result["time"]

@@ -36,6 +36,14 @@ def winners_first(features: Tensor, preferences: Preferences) -> Tensor:
     return torch.where(swapped[:, None, None], pairs.flip(1), pairs)
 
 
+def belief(rewards: Tensor, first: Tensor, second: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """What the members think of each prompt's pair: P(first beats second), the mean over members, and its standard
+    deviation over them: (M,) and (M,), of rewards (E, M, N) and candidate numbers (M,). For people to read."""
+    rows = torch.arange(len(first))
+    chance = (rewards[:, rows, first] - rewards[:, rows, second]).sigmoid()
+    return chance.mean(dim=0).numpy(), chance.std(dim=0, correction=0).numpy()
+
+
 def best_of(candidates: Candidates, policy: Policy, reward_model: EnsembleRewardModel) -> np.ndarray:
     """Of each prompt's responses the best in the eyes of the whole ensemble, by its mean: (M,)."""
     best = reward_model(policy.embed(candidates)).mean(dim=0).argmax(dim=1)
