@@ -14,7 +14,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test coverage test-slow test-vllm bench-vllm test-deepspeed bench-engine bench-memory lint format bench-speed assets docs board board-runs study tune tune-board clean
+.PHONY: help setup setup-dev demo test coverage test-slow test-vllm bench-vllm test-deepspeed bench-engine bench-memory lint format bench-speed assets docs site site-serve board board-runs study tune tune-board clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -102,8 +102,20 @@ bench-speed: setup  ## seconds per stage beside the arithmetic floor and a plain
 assets: setup  ## rebuilds the embedded tiny models from nothing
 	$(BIN)/python -m llm_duel_env.assets.build_tiny_tldr --out build/tiny_tldr --seed 0
 
-docs: setup  ## the generated documentation: a page per agent, the losses, the README's table (sb3's: setup-dev)
+docs: setup  ## the generated documentation: a page per agent, the losses, tables of agents and options (sb3's: setup-dev)
 	$(BIN)/python -m llm_duel_env.benchmark.docs .
+
+site: $(VENV)/.installed-docs  ## the documentation as a site in build/site; a broken link or a page without a place is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "open build/site/index.html, or: make site-serve"
+
+site-serve: $(VENV)/.installed-docs  ## the site on this machine, anew whenever a page changes
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8000
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -c 'import sys; assert sys.version_info >= (3, 11, 5), f"the site needs Python >= 3.11.5, this is {sys.version}"'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	@touch $@
 
 board: setup  ## benchmark.md, from the results that are kept in benchmark/results
 	$(BIN)/llm-duel board --results benchmark/results --out benchmark.md

@@ -45,6 +45,7 @@ class Patience:
     backoff: float = 0.5
     """Wait after the first failed try; doubled after each, at most `longest_wait`, less up to a half at random."""
     longest_wait: float = 30.0
+    """The longest wait between tries."""
     in_flight: int = 8
     """Requests under way at once."""
     max_response_bytes: int = 16 * 2**20

@@ -23,11 +23,12 @@ def test_the_committed_files_are_what_the_generator_makes(files):
     assert not stale, f"run `make docs` and commit: {stale}"
 
 
-def test_every_agent_has_its_page_and_its_row_in_the_readme(files):
-    readme = (ROOT / "README.md").read_text()
+def test_every_agent_has_its_page_its_row_and_its_name_in_the_readme(files):
+    readme, table = (ROOT / "README.md").read_text(), (ROOT / "docs/agents.md").read_text()
     pages_there = {path.stem for path in (ROOT / "docs/agents").glob("*.md")}
     assert pages_there == set(AGENTS)
     assert all(f"[`{name}`](docs/agents/{name}.md)" in readme for name in AGENTS)
+    assert all(f"| [`{name}`](agents/{name}.md)" in table for name in AGENTS)
 
 
 @pytest.mark.parametrize("name", AGENTS)
@@ -86,5 +87,5 @@ def test_fields_take_the_nearest_docstring_and_parts_follow():
 
 
 def test_the_readme_needs_its_marks():
-    with pytest.raises(ValueError, match="expected the marks"):
-        tree.with_agents("# A README without marks")
+    with pytest.raises(ValueError, match=r"README\.md: expected the marks"):
+        tree.with_agents("# A README without marks", ["a line"], "README.md")

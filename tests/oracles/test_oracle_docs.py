@@ -1,4 +1,4 @@
-"""What docs/oracles.md shows runs: the commands against servers of the tests', the Python block as it stands."""
+"""What the pages of oracles show runs: commands against servers of the tests', the Python block as it stands."""
 
 import io
 import json
@@ -15,7 +15,9 @@ from llm_duel_env.oracles.catalogue import KINDS
 from llm_duel_env.oracles.http_client import Patience
 from llm_duel_env.tasks.tiny_tldr import ASSETS
 
-TEXT = (Path(__file__).parents[2] / "docs" / "oracles.md").read_text()
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = [DOCS / "oracles.md", *sorted((DOCS / "oracles").glob("*.md")), DOCS / "add-an-oracle.md"]
+TEXT = "\n".join(page.read_text() for page in PAGES)
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, re.DOTALL)
 LINES = [line for language, block in BLOCKS if language == "bash" for line in block.splitlines()]
 NAMES = dict(re.findall(r'^(TASK|RUN)="(.*)"$', "\n".join(LINES), re.MULTILINE))
@@ -37,7 +39,7 @@ def play(arguments):
 
 def test_every_kind_is_in_the_document():
     for kind in KINDS:
-        assert f"| `{kind}" in TEXT
+        assert f"| [`{kind}" in TEXT
     assert len(COMMANDS) == 4
     for name in ("connect_timeout", "read_timeout", "deadline", "attempts", "backoff"):
         default = getattr(Patience(), name)
@@ -75,6 +77,6 @@ def test_the_server_is_started_with_options_that_it_has(monkeypatch):
 
 
 def test_the_python_block_runs(tmp_path):
-    (block,) = [block for language, block in BLOCKS if language == "python"]
+    (block,) = [block for language, block in BLOCKS if language == "python" and "class Shorter" in block]
     done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, timeout=200, check=False)
     assert (done.returncode, done.stdout) == (0, "[1.]\n"), done.stderr

@@ -1,1 +1,1 @@
-"""Generated documentation: a page per agent, the page of the losses, and the README's table of agents (`make docs`)."""
+"""Generated documentation: a page per agent, the page of the losses, the table of agents, tables of options (`make docs`)."""

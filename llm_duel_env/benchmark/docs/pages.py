@@ -170,7 +170,7 @@ def losses_page(metrics: Mapping[str, Iterable[str]], notes: str) -> str:
 
 
 def agents_table() -> list[str]:
-    """The README's table: every agent with its rule in one line."""
+    """The table of `docs/agents.md`: every agent with its rule in one line."""
     rows = []
     for name in our_agents():
         agent = load_agent(name)
@@ -179,8 +179,13 @@ def agents_table() -> list[str]:
         paper = f"[{number[1] if number else 'paper'}]({agent.paper})" if agent.paper else "none"
         mark = "*" if agent.provenance == "reconstructed" else ""
         told = ", ".join(sorted(agent.needs)) or "–"
-        rows.append([f"[`{name}`](docs/agents/{name}.md){mark}", rule, paper, told, f"`{source_of(agent)}`"])
+        rows.append([f"[`{name}`](agents/{name}.md){mark}", rule, paper, told, f"`{source_of(agent)}`"])
     return markdown_table(["agent", "rule", "paper", "told beyond duels", "file"], rows, numbers=False)
+
+
+def agents_line() -> list[str]:
+    """The README's list: the name of every agent, which leads to its page."""
+    return [", ".join(f"[`{name}`](docs/agents/{name}.md)" for name in our_agents()) + "."]
 
 
 def source_of(agent: Any) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from llm_duel_env.benchmark.docs.logged import FINITE, TEXT, envs_of, logged
-from llm_duel_env.benchmark.docs.pages import agent_page, agents_table, losses_page, our_agents
+from llm_duel_env.benchmark.docs.options import MARK, with_options
+from llm_duel_env.benchmark.docs.pages import agent_page, agents_line, agents_table, losses_page, our_agents
 from llm_duel_env.benchmark.registry import list_losses
 from llm_duel_env.benchmark.report.board import SUITES, Part, part
 from llm_duel_env.benchmark.stored import Kept
@@ -28,8 +29,11 @@ def generated(root: Path, *, play_text: bool = True) -> dict[Path, str]:
     parts = [part(suite, Kept(root / "benchmark" / "results")) for suite in SUITES]
     files = {agent_path(root, name): _agent(root, name, parts, play_text) for name in our_agents()}
     files[root / "docs" / "losses.md"] = _losses(root, play_text)
-    readme = root / "README.md"
-    files[readme] = with_agents(readme.read_text())
+    for path, lines in {"README.md": agents_line(), "docs/agents.md": agents_table()}.items():
+        files[root / path] = with_agents((root / path).read_text(), lines, path)
+    for path in sorted((root / "docs").rglob("*.md")):
+        if path not in files and MARK in (text := path.read_text()):
+            files[path] = with_options(text)
     return files
 
 
@@ -47,17 +51,17 @@ def agent_path(root: Path, name: str) -> Path:
     return root / "docs" / "agents" / f"{name}.md"
 
 
-def with_agents(readme: str) -> str:
-    """The README with the table of agents between its two marks.
+def with_agents(document: str, lines: list[str], name: str) -> str:
+    """The document of that name with `lines` about the agents between its two marks.
 
     Raises:
         ValueError: the marks are missing.
     """
-    before, begin, rest = readme.partition(BEGIN)
+    before, begin, rest = document.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"README.md: expected the marks {BEGIN} and {END}")
-    return "\n".join([before + BEGIN, "", *agents_table(), "", END + after])
+        raise ValueError(f"{name}: expected the marks {BEGIN} and {END}")
+    return "\n".join([before + BEGIN, "", *lines, "", END + after])
 
 
 def metrics_of(name: str, page: Path, *, play_text: bool = True) -> set[str]:
