@@ -164,7 +164,7 @@ def _leaderboard(told: Leaderboard) -> int:
     from rich.console import Console
 
     from llm_duel_env.benchmark.leaderboard import tables
-    from llm_duel_env.benchmark.report import plots, table
+    from llm_duel_env.benchmark.report import outputs, table
     from llm_duel_env.benchmark.results import find_results, has_win_rate
 
     if not told.runs:
@@ -179,14 +179,15 @@ def _leaderboard(told: Leaderboard) -> int:
         raise ValueError("leaderboard: no run knows an offline win rate: their tasks have no reference responses")
     console = Console()
     if not console.is_terminal:
-        console = Console(width=180)  # a file or a pipe does not wrap
+        console = Console(width=220)  # a file or a pipe does not wrap
     for one in made:
+    outputs.check(told.out, told.parquet)
         table.show(one, console)
         console.print()
     if unfinished:
         print(f"{len(unfinished)} runs have no result yet, e.g. {unfinished[0]}", file=sys.stderr)
     if told.out is not None:
-        for path in [*table.write(made, told.out), *plots.write(made, told.out)]:
+        for path in outputs.write(made, told.out, parquet=told.parquet):
             print(path)
     return 0
 

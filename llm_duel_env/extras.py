@@ -14,6 +14,7 @@ EXTRAS = {
     "peft": "peft",
     "litserve": "serve",
     "trl": "trl",
+    "pyarrow": "parquet",
 }
 """Which extra of the distribution brings which module."""
 

@@ -122,6 +122,60 @@ class Export:
     run: tyro.conf.Positional[Path]
     """Folder of the run."""
     out: Path
+    parquet: bool = False
+    """Also write all figures of all rows as leaderboard.parquet there (extra `parquet`)."""
+    rerun: Annotated[tuple[int, ...] | None, _told("[ROUNDS]")] = None
+    """Play the first rounds (default 20) of every entry again, from seed and settings, and compare labels and
+    evaluations with what the entry holds. Entries that are not replayed are marked self-reported."""
+    rerun_seeds: int = 1
+    """Seeds of each entry that --rerun plays, drawn; 0 is all."""
+
+
+@dataclass
+class Submit:
+    """Packs finished runs into one archive that others can check: results, settings, commands, versions, ledgers and
+    metrics, with a manifest of hashes; no checkpoints.
+
+    Runs that are unfinished, lack a seed that others have, differ in budget, or whose files do not fit together are
+    refused, and nothing is written.
+
+    Example: llm-duel submit runs/mine --out mine.zip --by 'A. Person' --description 'my agent, ten seeds' --check
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of runs, or with runs below them."""
+    out: Path
+    """The archive to write, FILE.zip."""
+    by: Annotated[str, _told("NAME")]
+    """Who made the runs."""
+    description: Annotated[str, _told("TEXT")]
+    """What they are, in a line or two."""
+    seeds: Annotated[tuple[int, ...], _told("SEED ...")] = ()
+    """The seeds that every agent must have (default: 0 to the highest, without a gap)."""
+    check: Annotated[tuple[int, ...] | None, _told("[ROUNDS]")] = None
+    """Play the first rounds (default 20) of one seed of every entry again before packing, and refuse what differs."""
+
+
+@dataclass
+class Enter:
+    """Enters an agent into a leaderboard: plays it under a suite's settings, seed by seed beside others, and prints the
+    table. Runs that are over are not played again.
+
+    Example: llm-duel enter my_agent.py:MyAgent
+    """
+
+    agent: tyro.conf.Positional[str]
+    """The name of an installed agent (`llm-duel list agents`), or FILE.py:CLASS, whose code is then run."""
+    suite: str = "spine-synthetic"
+    """A suite of the package (`llm-duel list suites`) or a YAML file: its environments, seeds, budgets and rounds."""
+    against: Annotated[tuple[str, ...], _told("AGENT ...")] = ("online_dpo",)
+    """Whom to play beside it."""
+    results: Annotated[Path | None, _told("FOLDER")] = None
+    """A folder of kept results, e.g. benchmark/results: all agents of the suite that it has stand in the table."""
+    out: Annotated[Path | None, _told("FOLDER")] = None
+    """Where runs go (default runs/SUITE-entry), with the report in its folder report."""
+    jobs: Annotated[int | None, _told("INT")] = None
+    """Processes, each with one thread (default: as many as there are cores)."""
     """File to write."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import importlib
 import io
 import json
 from collections.abc import Sequence
@@ -40,10 +41,20 @@ def write_parquet(tables: Sequence[Table], path: Path) -> Path:
     Raises:
         MissingExtraError: pyarrow is not installed.
     """
-    arrow = require("pyarrow", "leaderboard --parquet")
-    parquet = require("pyarrow.parquet", "leaderboard --parquet")
-    parquet.write_table(arrow.Table.from_pylist(records(tables)), path)
+    pyarrow = arrow()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records(tables)), path)
     return path
+
+
+def arrow() -> Any:
+    """pyarrow with its Parquet writer.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    found = require("pyarrow", "leaderboard --parquet")
+    importlib.import_module("pyarrow.parquet")
+    return found
 
 
 def curves_csv(tables: Sequence[Table]) -> str:
