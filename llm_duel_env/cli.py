@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from llm_duel_env.options import Bench, Board, Demo, Export, Leaderboard, List, Pool, Run, ServeOracle
+from llm_duel_env.options import Bench, Board, Demo, Enter, Export, Leaderboard, List, Pool, Run, ServeOracle, Submit
 
 if TYPE_CHECKING:
     from llm_duel_env.benchmark.run_config import RunConfig
@@ -28,6 +28,8 @@ An agent shows two responses to a prompt, an oracle says which is better, and ev
   llm-duel bench demo --jobs 2                    all runs of a suite; the same command goes on with it
   llm-duel leaderboard runs/demo --out report     tables and figures from finished runs
   llm-duel board --out benchmark.md               every agent, from the results that are kept beside the code
+  llm-duel enter my_agent.py:MyAgent              an agent of yours beside online DPO, ten seeds, and the table
+  llm-duel submit runs/mine --out mine.zip ...    finished runs as one archive that others can check
   llm-duel serve-oracle MODEL                     a reward model for runs to ask, batched
   llm-duel export runs/... --out pairs.jsonl      the labels bought: prompt, chosen, rejected
   llm-duel pool build DATA --out pool             a finite task of any scored responses, for duel/Pool-v0
@@ -38,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point. Exit codes: 0 done, 1 a run broke, 2 the command cannot be carried out as given, 130 interrupted."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's threads spin while they wait, and starve other work
     told = tyro.cli(
-        Run | Bench | Board | Leaderboard | Export | Pool | List | Demo | ServeOracle,
+        Run | Bench | Board | Leaderboard | Enter | Submit | Export | Pool | List | Demo | ServeOracle,
         prog="llm-duel",
         description=DESCRIPTION,
         args=arguments,
@@ -57,7 +59,7 @@ def carry_out(told: Any) -> int:
 
     verbs: dict[type, Any] = {
         Run: _run, Bench: _bench, Board: _board, Leaderboard: _leaderboard, Export: _export, Pool: _pool, List: _list,
-        Demo: _demo, ServeOracle: _serve_oracle,
+        Demo: _demo, ServeOracle: _serve_oracle, Enter: _enter, Submit: _submit,
     }  # fmt: skip
     try:
         return verbs[type(told)](told)
@@ -169,7 +171,12 @@ def _leaderboard(told: Leaderboard) -> int:
 
     if not told.runs:
         raise ValueError("leaderboard: expected at least one folder of runs")
+    outputs.check(told.out, told.parquet)
     results, unfinished = find_results(told.runs)
+    if told.rerun is not None:
+        from llm_duel_env.benchmark.rerun import rerun, rounds_of
+
+        results = rerun(results, rounds_of("--rerun", told.rerun), told.rerun_seeds)
     skipped = [result for result in results if not has_win_rate(result)]
     if skipped:
         where = f"{len(skipped)} runs know no offline win rate and are left out, e.g. {skipped[0]['folder']}"
@@ -181,7 +188,6 @@ def _leaderboard(told: Leaderboard) -> int:
     if not console.is_terminal:
         console = Console(width=220)  # a file or a pipe does not wrap
     for one in made:
-    outputs.check(told.out, told.parquet)
         table.show(one, console)
         console.print()
     if unfinished:
@@ -192,6 +198,29 @@ def _leaderboard(told: Leaderboard) -> int:
     return 0
 
 
+def _submit(told: Submit) -> int:
+    from llm_duel_env.benchmark.rerun import check, rounds_of
+    from llm_duel_env.benchmark.results import find_results
+    from llm_duel_env.benchmark.run_folder import sha256
+    from llm_duel_env.benchmark.submission import pack
+
+    if told.check is not None:
+        check(find_results(told.runs)[0], rounds_of("--check", told.check))
+    made = pack(told.runs, told.out, by=told.by, description=told.description, seeds=told.seeds)
+    for entry in made["entries"]:
+        print(f"{entry['label']} on {entry['env']}: {entry['budget']} queries, seeds {entry['seeds']}")
+    print(f"{len(made['runs'])} runs: {told.out} ({told.out.stat().st_size} bytes, sha256 {sha256(told.out)})")
+    return 0
+
+
+def _enter(told: Enter) -> int:
+    from llm_duel_env.benchmark.entering import Entry, entry_of
+
+    entry: Entry = entry_of(told)
+    code = _sweep(entry.runs, told.jobs, f"llm-duel leaderboard {entry.out}")
+    return code or _leaderboard(Leaderboard((entry.out, *entry.kept), entry.out / "report"))
+
+
 def _export(told: Export) -> int:
     from llm_duel_env.benchmark.run_folder import RunFolder
     from llm_duel_env.ledger import Ledger
@@ -199,6 +228,11 @@ def _export(told: Export) -> int:
     path = RunFolder(told.run).ledger
     if not path.exists():
         raise ValueError(f"export: there is no run in {told.run} ({path} is missing)")
+    if told.what == "policy":
+        from llm_duel_env.benchmark.policy_export import export_policy
+
+        print(f"a model for AutoModelForCausalLM.from_pretrained: {export_policy(told.run, told.out)}")
+        return 0
     told.out.parent.mkdir(parents=True, exist_ok=True)
     with Ledger(path) as ledger:
         print(f"{ledger.export_preferences(told.out)} preferences of {len(ledger)} labels: {told.out}")

@@ -218,10 +218,15 @@ class Ledger:
 def _scan(path: Path) -> tuple[dict[str, Any] | None, list[int], int]:
     """The header, the offset of each record, and the length of the sound part of the file."""
     with open(path, "rb") as file:
-        return _scan_lines(path, file)
+        return scan(path, file)
 
 
-def _scan_lines(path: Path, file: BinaryIO) -> tuple[dict[str, Any] | None, list[int], int]:
+def scan(path: Path, file: BinaryIO) -> tuple[dict[str, Any] | None, list[int], int]:
+    """The header of a ledger that is read from `file`, the offset of each record, and the length of its sound part.
+
+    Raises:
+        LedgerError: a damaged line, or no ledger; `path` is what it is called.
+    """
     header: dict[str, Any] | None = None
     offsets: list[int] = []
     offset = 0

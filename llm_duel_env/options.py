@@ -103,25 +103,15 @@ class Board:
 class Leaderboard:
     """Tables and learning curves from finished runs, searched for below the folders given.
 
-    Example: llm-duel leaderboard runs/demo --out report
+    Archives of `llm-duel submit` stand beside folders; they are checked whole before a figure of them is used.
+
+    Example: llm-duel leaderboard runs/demo theirs.zip --rerun --out report
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Folders."""
+    """Folders and archives."""
     out: Annotated[Path | None, _told("FOLDER")] = None
     """Also write Markdown, CSV, JSON and figures into this folder."""
-
-
-@dataclass
-class Export:
-    """The labels that a run bought, as a preference data set: JSON lines of prompt, chosen and rejected; ties left out.
-
-    Example: llm-duel export runs/TinyTLDR-v0/sea/seed-3 --out preferences.jsonl
-    """
-
-    run: tyro.conf.Positional[Path]
-    """Folder of the run."""
-    out: Path
     parquet: bool = False
     """Also write all figures of all rows as leaderboard.parquet there (extra `parquet`)."""
     rerun: Annotated[tuple[int, ...] | None, _told("[ROUNDS]")] = None
@@ -176,7 +166,24 @@ class Enter:
     """Where runs go (default runs/SUITE-entry), with the report in its folder report."""
     jobs: Annotated[int | None, _told("INT")] = None
     """Processes, each with one thread (default: as many as there are cores)."""
-    """File to write."""
+
+
+@dataclass
+class Export:
+    """What a run leaves for others: the labels it bought as a preference data set, or its language model.
+
+    preferences: JSON lines of prompt, chosen and rejected, which `datasets` loads and TRL's trainers take as they are;
+    ties left out. policy: an ordinary folder of transformers, with the tokenizer; adapters are merged.
+
+    Example: llm-duel export runs/TinyTLDR-v0/sea/seed-3 --out preferences.jsonl
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    out: Path
+    """File (preferences) or folder (policy) to write."""
+    what: Literal["preferences", "policy"] = "preferences"
+    """What to write."""
 
 
 @dataclass

@@ -149,8 +149,9 @@ class Agent(ABC):
         self.clock.seconds = dict(state.get("seconds", {}))  # checkpoints of earlier versions keep none
 
 
-def config_from(config_class: type, overrides: dict) -> AgentConfig:
-    """A config dataclass with `overrides` (nested by dict, or by dots in the keys) laid over its defaults.
+def config_from(config_class: type, overrides: dict, defaults: Any = None) -> AgentConfig:
+    """A config dataclass with `overrides` (nested by dict, or by dots in the keys) laid over its defaults, or over
+    `defaults`, one of them.
 
     Raises:
         ValueError: an unknown field, with the known ones named, or a value of the wrong type.
@@ -163,7 +164,7 @@ def config_from(config_class: type, overrides: dict) -> AgentConfig:
         elif isinstance(nested.setdefault(head, {}), dict):
             nested[head].update({rest: value} if rest else value)
     known = {f.name: f for f in dataclasses.fields(config_class)}
-    defaults = config_class()
+    defaults = config_class() if defaults is None else defaults
     values: dict[str, Any] = {}
     for name, value in nested.items():
         if name not in known:
@@ -172,10 +173,10 @@ def config_from(config_class: type, overrides: dict) -> AgentConfig:
         if dataclasses.is_dataclass(default):
             if not isinstance(value, dict):
                 raise ValueError(f"{config_class.__name__}.{name}: expected settings by name, got {value!r}")
-            values[name] = config_from(type(default), value)
+            values[name] = config_from(type(default), value, default)
         else:
             values[name] = _coerce(f"{config_class.__name__}.{name}", value, default)
-    return config_class(**values)
+    return dataclasses.replace(defaults, **values)
 
 
 def _coerce(name: str, value: object, default: object) -> object:

@@ -29,12 +29,20 @@ SELF_REPORTED = "self-reported"
 def find_results(paths: Iterable[str | Path]) -> tuple[list[Result], list[Path]]:
     """The results below `paths`, and the folders of runs that have none yet.
 
+    Args:
+        paths: folders, and archives of `llm-duel submit`, which are checked whole (`submission.read`).
+
     Raises:
-        ValueError: a path does not exist, or nothing was found.
+        ValueError: a path does not exist, nothing was found, or an archive is damaged or altered.
     """
     results: list[Result] = []
     unfinished: list[Path] = []
     for path in map(Path, paths):
+        if path.is_file():
+            from llm_duel_env.benchmark.submission import read  # which finds results too
+
+            results += read(path).results
+            continue
         if not path.is_dir():
             raise ValueError(f"{path} is not a folder")
         for file in sorted(path.rglob("config.json")):

@@ -14,6 +14,10 @@ from llm_duel_env.benchmark import registry
 from llm_duel_env.benchmark.run_folder import RunFolder, read_json
 
 
+BY_SEED = "by_seed"
+"""In the place of a fold's number: see `env_kwargs_at`."""
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """Everything that a run's result depends on, and where it goes."""
@@ -103,6 +107,23 @@ def env_spec(env: str) -> Any:
     with contextlib.suppress(gymnasium.error.Error, ModuleNotFoundError):
         return gymnasium.spec(env)
     raise registry.unknown("environment", env, list_envs())
+
+
+def env_kwargs_at(env_kwargs: dict[str, Any], seed: int) -> dict[str, Any]:
+    """The settings of an environment as the run of this seed has them.
+
+    Where `task_kwargs.fold` is "by_seed" it becomes the seed modulo the number of folds (`task_kwargs.folds`, else 5).
+    So ten seeds are two passes over a cross-validation, and the same seed has the same fold whoever plays it.
+
+    >>> env_kwargs_at({"task_kwargs": {"fold": "by_seed"}}, 7)
+    {'task_kwargs': {'fold': 2}}
+    """
+    told = env_kwargs.get("task_kwargs") or {}
+    if told.get("fold") != BY_SEED:
+        return env_kwargs
+    from llm_duel_env.tasks.pool_files import FOLDS
+
+    return {**env_kwargs, "task_kwargs": {**told, "fold": seed % told.get("folds", FOLDS)}}
 
 
 def task_of(env: str, env_kwargs: dict[str, Any]) -> Any:

