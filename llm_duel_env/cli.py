@@ -116,22 +116,32 @@ def _dry_run(told: Run) -> int:
 
 
 def _bench(told: Bench) -> int:
-    from llm_duel_env.benchmark.suite import load_suite
+    from llm_duel_env.benchmark.bench_command import selected, table, tasks_of
 
     name = Path(told.suite).stem
     out = told.out or Path("runs") / name
-    runs = load_suite(told.suite, out)
+    runs, whole = selected(told, out)
     if told.results is None:
-        return _sweep(runs, told.jobs, f"llm-duel leaderboard {out}")
+        return _tell(table(runs, None)) if told.dry_run else _sweep(runs, told.jobs, f"llm-duel leaderboard {out}")
     from llm_duel_env.benchmark.stored import Kept, keep
 
     kept = Kept(told.results)
+    if told.dry_run:
+        return _tell(table(runs, kept))
     missing = [run for run in runs if kept.result(run) is None]
     print(f"{len(runs) - len(missing)} of {len(runs)} runs are kept in {told.results}")
     try:
         return _sweep(missing, told.jobs, f"llm-duel board --results {told.results}") if missing else 0
     finally:
-        print(f"{len(keep(missing, told.results / name))} results kept in {told.results / name}")
+        folder = told.results / name
+        print(f"{len(keep(missing, folder, by_task=len(tasks_of(whole)) > 1))} results kept in {folder}")
+
+
+def _tell(table: Any) -> int:
+    from rich.console import Console
+
+    Console().print(table)
+    return 0
 
 
 def _board(told: Board) -> int:

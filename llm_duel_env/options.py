@@ -68,7 +68,9 @@ class Run:
 class Bench:
     """Plays all runs of a suite in parallel processes. Finished runs are skipped, begun ones resumed.
 
-    Example: llm-duel bench demo --out runs/demo --jobs 2
+    Whole suites take hours: --dry-run tells what there is, and --only plays a part.
+
+    Example: llm-duel bench paper-sea --only 'synthetic/sea*' online_dpo --jobs 2
     """
 
     suite: tyro.conf.Positional[str]
@@ -80,6 +82,14 @@ class Bench:
     results: Annotated[Path | None, _told("FOLDER")] = None
     """A folder of kept results, e.g. benchmark/results: runs that it has are not played, and the results of those that
     are go there, small."""
+    only: Annotated[tuple[str, ...], _told("[TASK/]LABEL ...")] = ()
+    """Plays these runs of the suite alone: labels, with the task (synthetic, pool, tiny_tldr), the environment or the
+    folder's name before them where that matters; * and ? as in file names."""
+    pool: Annotated[Path | None, _told("FOLDER")] = None
+    """The pool that runs on duel/Pool-v0 play on, made by `llm-duel pool build` (default: the environment variable
+    LLM_DUEL_POOL; without either these runs are left out)."""
+    dry_run: bool = False
+    """Print what the suite consists of, and what of it is played already, and end."""
 
 
 @dataclass

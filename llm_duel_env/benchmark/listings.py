@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import Any
 
 from rich.table import Table
 
 from llm_duel_env.benchmark.registry import list_agents, list_losses, load_agent
 from llm_duel_env.benchmark.run_config import env_spec, list_envs
-from llm_duel_env.benchmark.suite import list_suites, read_suite
+from llm_duel_env.benchmark.suite import list_suites, planned
 
 
 def agents() -> Table:
@@ -50,16 +48,9 @@ def suites() -> Table:
     """Suites of the package: how many runs and queries each is."""
     table = _table("suites", "suite", "runs", "queries")
     for name in list_suites():
-        sizes = [_size(entry) for entry in read_suite(name)["entries"]]
-        table.add_row(name, str(sum(runs for runs, _ in sizes)), str(sum(runs * budget for runs, budget in sizes)))
+        runs = planned(name, "runs")  # to look their agents up takes many seconds
+        table.add_row(name, str(len(runs)), str(sum(run.budget for run in runs)))
     return table
-
-
-def _size(entry: dict[str, Any]) -> tuple[int, int]:
-    """Runs of a suite's entry and the budget of each, counted: to build and check them takes many seconds."""
-    seeds = entry["seeds"] if isinstance(entry["seeds"], int) else len(entry["seeds"])
-    swept = math.prod(len(values) for values in (entry.get("sweep") or {}).values())
-    return len(entry["agents"]) * seeds * swept, entry["budget"]
 
 
 def _table(title: str, *columns: str) -> Table:

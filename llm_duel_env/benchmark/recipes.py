@@ -26,13 +26,23 @@ def recipe_name(env: str, env_kwargs: dict[str, Any] | None = None) -> str:
     return words.lower()
 
 
-def recipe_of(env: str, agent: str, env_kwargs: dict[str, Any] | None = None) -> dict[str, Any]:
+def recipe_of(
+    env: str, agent: str, env_kwargs: dict[str, Any] | None = None, name: str | None = None
+) -> dict[str, Any]:
     """Overrides (dotted names) for `agent` on the task of `env`; empty where nobody has tuned it.
 
+    Args:
+        env: id of the environment.
+        agent: its name, or ``AGENT+VARIANT`` for what was tuned for a variant of a suite.
+        env_kwargs: settings of the environment.
+        name: of another recipe than the task's own, tuned at another budget, say.
+
     Raises:
-        ValueError: the recipe file is not a mapping from agents to mappings.
+        ValueError: there is no recipe of this `name`, or the file is not a mapping from agents to mappings.
     """
-    name = recipe_name(env, env_kwargs)
+    if name is not None and not _file(name).is_file():
+        raise ValueError(f"recipe: expected one of {_names()}, got {name!r}")
+    name = recipe_name(env, env_kwargs) if name is None else name
     table = _table(name)
     recipe = table.get(agent, {}) if isinstance(table, dict) else None
     if not isinstance(recipe, dict):
@@ -42,8 +52,17 @@ def recipe_of(env: str, agent: str, env_kwargs: dict[str, Any] | None = None) ->
 
 @functools.cache  # a suite asks for each of its runs
 def _table(name: str) -> Any:
-    file = resources.files("llm_duel_env") / "recipes" / f"{name}.yaml"
+    file = _file(name)
     return (yaml.safe_load(file.read_text()) or {}) if file.is_file() else {}
+
+
+def _file(name: str) -> Any:
+    return resources.files("llm_duel_env") / "recipes" / f"{name}.yaml"
+
+
+def _names() -> list[str]:
+    folder = resources.files("llm_duel_env") / "recipes"
+    return sorted(f.name[: -len(".yaml")] for f in folder.iterdir() if f.name.endswith(".yaml"))
 
 
 def difference(config: Any, default: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:

@@ -13,7 +13,6 @@ import gymnasium
 from llm_duel_env.benchmark import registry
 from llm_duel_env.benchmark.run_folder import RunFolder, read_json
 
-
 BY_SEED = "by_seed"
 """In the place of a fold's number: see `env_kwargs_at`."""
 
@@ -126,10 +125,11 @@ def env_kwargs_at(env_kwargs: dict[str, Any], seed: int) -> dict[str, Any]:
     return {**env_kwargs, "task_kwargs": {**told, "fold": seed % told.get("folds", FOLDS)}}
 
 
-def task_of(env: str, env_kwargs: dict[str, Any]) -> Any:
-    """An environment's task, made anew."""
+def task_of(env: str, env_kwargs: dict[str, Any], seed: int = 0) -> Any:
+    """An environment's task, made anew, as the run of this seed has it."""
     from llm_duel_env.tasks import make_task
 
+    env_kwargs = env_kwargs_at(env_kwargs, seed)
     task = env_kwargs.get("task", env_spec(env).kwargs["task"])
     return make_task(task, **(env_kwargs.get("task_kwargs") or {}))
 

@@ -19,8 +19,9 @@ from llm_duel_env import ranks
 from llm_duel_env.benchmark import registry, shared
 from llm_duel_env.benchmark.beliefs import Examiner
 from llm_duel_env.benchmark.heartbeat import Pulse
+from llm_duel_env.benchmark.labels import KINDS, label_counts
 from llm_duel_env.benchmark.origin import origin
-from llm_duel_env.benchmark.run_config import RunConfig, env_spec
+from llm_duel_env.benchmark.run_config import RunConfig, env_kwargs_at, env_spec
 from llm_duel_env.benchmark.run_folder import (
     MetricsFile,
     RunFolder,
@@ -64,7 +65,7 @@ class Session:
                 num_envs=config.batch,
                 budget=config.budget,
                 ledger=str(folder.ledger) if ranks.rank() == 0 else None,
-                **{"scores": "scores" in agent_class.needs, **config.env_kwargs},
+                **{"scores": "scores" in agent_class.needs, **env_kwargs_at(config.env_kwargs, config.seed)},
             )
         except TypeError as error:  # an argument that the environment or its task does not have
             raise ValueError(f"{config.env} with {config.env_kwargs}: {error}") from error
@@ -282,6 +283,8 @@ class Session:
         self.sums["online_win_rate"] += float(np.nansum(wins))
         self.sums["regret"] += float(np.sum(np.asarray(info["metrics/regret"])[shown]))
         self.sums["gradient_steps"] += learnt.get("gradient_steps", 0)
+        for name, count in label_counts(info).items():
+            self.sums[f"labels/{name}"] += count
         if "reward" in self.agent.needs:  # the oracle judged both responses of every pair shown against the reference
             self.sums["evaluations"] += 2 * int(shown.sum())
         if "scores" in self.agent.needs:
@@ -348,6 +351,7 @@ class Session:
             "eval_prompts": len(self.heldout),
             "queries": self.queries,
             "evaluations": int(self.sums["evaluations"]),
+            "labels": {name: int(self.sums[f"labels/{name}"]) for name in KINDS},
             "oracle": self.core.task.oracle.usage(),
             "rounds": int(self.core.round),
             "status": "stalled" if self.queries < config.budget and self.stalled else "finished",

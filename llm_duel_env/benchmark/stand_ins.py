@@ -15,7 +15,7 @@ import numpy as np
 from scipy.special import expit
 
 from llm_duel_env.benchmark.registry import load_agent
-from llm_duel_env.benchmark.run_config import RunConfig, env_spec
+from llm_duel_env.benchmark.run_config import RunConfig, env_kwargs_at, env_spec
 from llm_duel_env.benchmark.shapes import WORDS, config_of, write_tiny
 from llm_duel_env.oracles.base import Oracle
 from llm_duel_env.oracles.catalogue import KINDS, check_oracle
@@ -62,7 +62,7 @@ def stand_ins(config: RunConfig, shapes: Shapes, folder: Path) -> tuple[RunConfi
         ValueError: a model's configuration is not to be had, or a setting of the task or the oracle is wrong.
     """
     notes: list[str] = []
-    env_kwargs = dict(config.env_kwargs)
+    env_kwargs = dict(env_kwargs_at(config.env_kwargs, config.seed))
     name = env_kwargs.get("task", env_spec(config.env).kwargs["task"])
     task_kwargs = dict(env_kwargs.pop("task_kwargs", None) or {})
     if name == "text":

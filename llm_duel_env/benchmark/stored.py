@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from llm_duel_env.benchmark.results import Result, find_results
-from llm_duel_env.benchmark.run_config import RunConfig, task_of
+from llm_duel_env.benchmark.run_config import RunConfig, env_kwargs_at, task_of
 from llm_duel_env.benchmark.run_folder import RunFolder, read_json, write_json
+from llm_duel_env.benchmark.suite_entries import slug
 
 LARGEST = 10_000
 """Bytes of a kept result, at most."""
@@ -30,43 +31,57 @@ class TaskFacts:
     """Held-out prompts."""
 
 
-def facts_of(env: str, env_kwargs: dict[str, Any]) -> TaskFacts:
-    """The facts of an environment's task."""
-    task = task_of(env, env_kwargs)
+def facts_of(env: str, env_kwargs: dict[str, Any]) -> TaskFacts | None:
+    """The facts of an environment's task; None where its pool is not at hand, so that nobody can tell."""
+    from llm_duel_env.tasks.pool_files import NoPoolError
+
+    try:
+        task = task_of(env, env_kwargs)
+    except NoPoolError:
+        return None
     return TaskFacts(task.fingerprint(), len(task.heldout_ids))
 
 
 class Kept:
     """The results below a folder, and which of them is a given run's."""
 
-    def __init__(self, folder: str | Path, facts: Callable[[str, dict[str, Any]], TaskFacts] = facts_of) -> None:
+    def __init__(self, folder: str | Path, facts: Callable[[str, dict[str, Any]], TaskFacts | None] = facts_of) -> None:
         self.folder = Path(folder)
         found = find_results([folder])[0] if any(self.folder.rglob("result.json")) else []
         self._results: dict[tuple[str, str, int], list[Result]] = {}
         for result in found:
-            self._results.setdefault((result["env"], result["label"], result["seed"]), []).append(result)
-        self._facts, self._known = facts, dict[str, TaskFacts]()
+            self._results.setdefault((result["env"], result["seed"]), []).append(result)
+        self._facts, self._known = facts, dict[str, TaskFacts | None]()
 
     def result(self, run: RunConfig, *, any_settings: bool = False) -> Result | None:
-        """The result of `run`, or None: same agent, label, environment, seed, budget, batch and evaluation, and the
-        same settings, on the task as it is now. `any_settings` takes one with other settings of the agent too."""
-        for result in self._results.get((run.env, run.label or run.agent, run.seed), []):
-            if self._played_alike(result, run) and (any_settings or same_settings(result, run)):
-                return result
-        return None
+        """The result of `run`, or None: same agent, environment, seed, budget, batch and evaluation, and the same
+        settings, on the task as it is now. One that was played under another label is given the run's.
+
+        `any_settings` takes one of the run's label with other settings of the agent too.
+        """
+        label = run.label or run.agent
+        found = [each for each in self._results.get((run.env, run.seed), []) if self._played_alike(each, run)]
+        of_label = [result for result in found if result["label"] == label]
+        for result in [*of_label, *found]:
+            if same_settings(result, run):
+                return {**result, "label": label}
+        return of_label[0] if any_settings and of_label else None
 
     def _played_alike(self, result: Result, run: RunConfig) -> bool:
         told = ("agent", "budget", "batch", "env_kwargs")
         if any(result[name] != getattr(run, name) for name in told):
             return False
         facts = self._task(run)
+        if facts is None:
+            return result["eval_prompts"] <= run.eval_prompts
         prompts = min(run.eval_prompts, facts.heldout)
         return result["eval_prompts"] == prompts and result.get("fingerprint") in (None, facts.fingerprint)
 
-    def _task(self, run: RunConfig) -> TaskFacts:
-        key = json.dumps([run.env, run.env_kwargs], sort_keys=True)
+    def _task(self, run: RunConfig) -> TaskFacts | None:
+        env_kwargs = env_kwargs_at(run.env_kwargs, run.seed)
+        key = json.dumps([run.env, env_kwargs], sort_keys=True)
         if key not in self._known:
-            self._known[key] = self._facts(run.env, run.env_kwargs)
+            self._known[key] = self._facts(run.env, env_kwargs)
         return self._known[key]
 
 
@@ -75,13 +90,17 @@ def same_settings(result: Result, run: RunConfig) -> bool:
     return _plain(result["overrides"]) == _plain(run.overrides)
 
 
-def keep(runs: Iterable[RunConfig], folder: str | Path) -> list[Path]:
-    """Copies the results of the runs that are over to ``folder/LABEL/seed-N/result.json``; returns their paths."""
+def keep(runs: Iterable[RunConfig], folder: str | Path, *, by_task: bool = False) -> list[Path]:
+    """Copies the results of the runs that are over to ``folder/LABEL/seed-N/result.json``; returns their paths.
+
+    `by_task` puts the environment with its settings before the label: for suites with several.
+    """
     kept = []
     for run in runs:
         path = RunFolder(run.folder).result
         if path.exists():
-            target = Path(folder) / (run.label or run.agent) / f"seed-{run.seed}" / "result.json"
+            where = Path(folder) / slug(run.env, run.env_kwargs) if by_task else Path(folder)
+            target = where / (run.label or run.agent) / f"seed-{run.seed}" / "result.json"
             target.parent.mkdir(parents=True, exist_ok=True)
             write_json(target, fitted(read_json(path)), indent=None)
             kept.append(target)

@@ -28,6 +28,10 @@ CLIP = 1e-4
 """Probabilities are held this far from 0 and 1 before they become logits."""
 TIE = 1e-6
 """Utilities closer than this are a tie."""
+FOLDS = 5
+"""Parts that a pool's prompts are dealt into, unless the user says otherwise."""
+WHERE = "LLM_DUEL_POOL"
+"""Environment variable with the folder of the pool to play on, where the task is told none."""
 Scale = Literal["utility", "probability", "rank"]
 
 
@@ -135,6 +139,10 @@ def share_of_ties(utilities: np.ndarray) -> float:
     """The share of pairs of a prompt's different responses whose utilities are a tie; utilities (P, K)."""
     i, j = np.triu_indices(utilities.shape[1], 1)
     return float((np.abs(utilities[:, i] - utilities[:, j]) < TIE).mean())
+
+
+class NoPoolError(ValueError):
+    """The pool that a run needs is not at hand."""
 
 
 @dataclass(frozen=True)

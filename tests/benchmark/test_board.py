@@ -42,10 +42,30 @@ def ours(kind, task):
     return {n for n in agents if kind in load_agent(n).kinds and load_agent(n).needs - {"reward"} <= provides}
 
 
+CONTROLS = {"online_dpo_equal_tokens"}
+"""Agents that stand in a study of their own in the place of the board."""
+
+
 def test_every_agent_is_on_the_board():
     finite = agents_of("board-synthetic") | agents_of("board-synthetic-32")
-    assert finite == ours("finite", "synthetic")
-    assert agents_of("board-tiny-tldr") == ours("text", "tiny_tldr")
+    assert finite == ours("finite", "synthetic") - CONTROLS
+    assert agents_of("board-tiny-tldr") == ours("text", "tiny_tldr") - CONTROLS
+    assert agents_of("paper-sea") >= CONTROLS
+
+
+def test_the_standard_suite_is_the_board_on_every_task():
+    runs = load_suite("standard", "out")
+    finite = agents_of("board-synthetic")
+    assert {agent for agent in ours("finite", "synthetic") - CONTROLS if not agent.startswith("sb3_")} == finite
+    for env, budget, agents in (
+        ("duel/Synthetic-v0", 10_000, finite),
+        ("duel/Pool-v0", 2000, finite),
+        ("duel/TinyTLDR-v0", 2000, agents_of("board-tiny-tldr")),
+    ):
+        played = [run for run in runs if run.env == env]
+        assert {run.agent for run in played} == agents
+        assert {run.budget for run in played} == {budget}
+    assert {run.batch for run in runs if run.env == "duel/Synthetic-v0"} == {64}
 
 
 @pytest.mark.parametrize(
@@ -64,6 +84,29 @@ def test_every_learner_is_tuned_with_three_values_on_seeds_that_the_board_does_n
     for agent in learners:
         assert len({run.label for run in runs if run.agent == agent}) == 3
     assert {run.budget for run in runs} == {1000}
+
+
+@pytest.mark.parametrize(("tuned", "env"), [("tune-pool", "duel/Pool-v0"), ("tune-standard", "duel/Synthetic-v0")])
+def test_every_learner_of_the_standard_suite_is_tuned_alike(tuned, env):
+    """As above, at the budget that is played."""
+    runs, played = load_suite(tuned, "out"), [run for run in load_suite("standard", "out") if run.env == env]
+    learners = {run.agent for run in played} - {"uniform"}
+    assert {run.agent for run in runs} - CONTROLS == learners
+    assert {run.seed for run in runs}.isdisjoint({run.seed for run in played})
+    trials = {run.agent: {r.label for r in runs if r.agent == run.agent} for run in runs}
+    assert {len(labels) for labels in trials.values()} == {3}
+    for name in ("env", "env_kwargs", "budget", "batch"):
+        assert {json.dumps(getattr(run, name)) for run in runs} == {json.dumps(getattr(run, name)) for run in played}
+
+
+def test_every_variant_of_the_study_of_sea_is_tuned_alike():
+    runs, tuned = load_suite("paper-sea", "out"), load_suite("tune-paper-sea", "out")
+    for env in {run.env for run in runs}:
+        wanted = {run.label for run in runs if run.env == env and "+" in run.label} | CONTROLS
+        trials = [run.label.split("@")[0] for run in tuned if run.env == env and run.seed == 100]
+        assert set(trials) == wanted
+        assert {trials.count(label) for label in wanted} == {3}
+    assert {run.seed for run in runs}.isdisjoint({run.seed for run in tuned})
 
 
 def test_the_board_shares_the_runs_of_the_spine():

@@ -14,11 +14,20 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from llm_duel_env import cli
-from llm_duel_env.benchmark.run_config import RunConfig
+from llm_duel_env.benchmark.run_config import RunConfig, task_of
 from llm_duel_env.benchmark.runner import run
 from llm_duel_env.pools import build_pool, encode
 from llm_duel_env.tasks.pool import Pool
-from llm_duel_env.tasks.pool_files import PRESETS, Columns, MalformedRow, cut, read_pool, read_rows, share_of_ties
+from llm_duel_env.tasks.pool_files import (
+    PRESETS,
+    Columns,
+    MalformedRow,
+    NoPoolError,
+    cut,
+    read_pool,
+    read_rows,
+    share_of_ties,
+)
 
 PROMPTS, K = 25, 6
 
@@ -152,16 +161,56 @@ def test_folds_are_a_cross_validation(folder):
 
 def test_the_task_tells_the_pool(folder):
     task = Pool(folder, oracle_scale=2.0)
+    vectors = read_pool(folder).response_embeddings
     ids = task.heldout_ids[:3]
     observation = task.observe(ids)
     utilities = np.stack([task.utility(observation, np.full(3, k)) for k in range(K)], axis=1)
     np.testing.assert_array_equal(task.optimum(ids), 2 * utilities.max(axis=1))
     win = task.oracle.win_probability(observation, np.zeros(3, int), np.ones(3, int))
     np.testing.assert_allclose(win, 1 / (1 + np.exp(-2 * (utilities[:, 0] - utilities[:, 1]))))
-    prompt, response = task.texts(ids, np.array([2, 0, 1]))[0]
-    number = int(prompt.split()[1].rstrip(":"))
-    assert response == f"answer 2 to {number}"
-    assert utilities[0].tolist() == row(number)["scores"]
+    for k in range(K):  # text, utility and vector of a candidate are of one response, whatever its number
+        prompt, response = task.texts(ids, np.array([k, 0, 1]))[0]
+        number, place = int(prompt.split()[1].rstrip(":")), int(response.split()[1])
+        assert response == f"answer {place} to {number}"
+        assert utilities[0, k] == row(number)["scores"][place]
+        np.testing.assert_array_equal(observation["candidates"][0, k], vectors[number, place])
+
+
+def test_the_number_of_a_candidate_says_nothing(folder):
+    task, other = Pool(folder), Pool(folder, fold=1)
+    ids = np.arange(PROMPTS)
+    places = {task.texts([i], [0])[0][0]: [int(t.split()[1]) for _, t in task.texts([i] * K, range(K))] for i in ids}
+    assert all(sorted(order) == list(range(K)) for order in places.values())
+    assert len({tuple(order) for order in places.values()}) > PROMPTS / 2
+    again = {other.texts([i], [0])[0][0]: [int(t.split()[1]) for _, t in other.texts([i] * K, range(K))] for i in ids}
+    assert places == again  # the same in every fold
+
+
+def test_a_pool_is_found_by_the_environment_variable(folder, monkeypatch):
+    monkeypatch.delenv("LLM_DUEL_POOL", raising=False)
+    with pytest.raises(NoPoolError, match=r"task_kwargs.folder or the environment variable LLM_DUEL_POOL"):
+        Pool()
+    monkeypatch.setenv("LLM_DUEL_POOL", str(folder))
+    assert Pool().fingerprint() == Pool(folder).fingerprint()
+    with pytest.raises(ValueError, match="got 5 and 'by_seed'"):
+        Pool(fold="by_seed")  # the runner makes a number of it
+
+
+def test_a_seed_has_its_fold_and_the_result_does_not_say_where_the_pool_lies(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLM_DUEL_POOL", str(folder))
+    results = []
+    for seed in (1, 6, 7):
+        told = RunConfig(
+            agent="uniform", env="duel/Pool-v0", folder=str(tmp_path / f"run-{seed}"), budget=20, batch=10, seed=seed,
+            env_kwargs={"task_kwargs": {"fold": "by_seed"}}, eval_every=1.0,
+        )  # fmt: skip
+        results.append(run(told, say=lambda _: None))
+        header = json.loads((tmp_path / f"run-{seed}" / "ledger.jsonl").read_text().splitlines()[0])["header"]
+        assert header["task_kwargs"] == {"fold": seed % 5}
+    assert {json.dumps(result["env_kwargs"]) for result in results} == {'{"task_kwargs": {"fold": "by_seed"}}'}
+    assert all(str(folder) not in file.read_text() for file in tmp_path.glob("run-*/*.json*"))
+    held = [task_of("duel/Pool-v0", {"task_kwargs": {"fold": "by_seed"}}, seed).heldout_ids for seed in (1, 6)]
+    np.testing.assert_array_equal(*held)
 
 
 def test_the_environment_is_registered_and_an_agent_learns(folder, tmp_path):

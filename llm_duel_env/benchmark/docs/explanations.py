@@ -48,6 +48,7 @@ METRICS: dict[str, str] = {
     "clash_rate": "Share of prompts whose two chosen responses are the same text.",
     "claimed_queries": "Queries so far as the released code would count them: without its model data.",
     "asked": "Share of the round's prompts that the oracle was asked about.",
+    "samples": "Responses sampled per prompt in the round.",
     "implicit_margin": "Mean size of the implicit reward's difference in the round's pairs.",
     "entropy_of_prompts": "Estimated entropy of the policy's responses to the round's prompts, in nats.",
     "entropy_of_kept": "The same of the prompts that were kept.",
