@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+from scipy.optimize import root
 from scipy.special import expit
 
-from llm_duel_env.metrics import duel_metrics, evaluate, evaluate_prompts, hard, summarise
+from llm_duel_env.metrics import duel_metrics, evaluate, evaluate_prompts, hard, length_controlled, summarise
 from llm_duel_env.oracles.base import OracleError
 from llm_duel_env.oracles.matrix import MatrixOracle
 from llm_duel_env.oracles.utility import UtilityOracle
@@ -121,3 +122,63 @@ def test_evaluation_refuses_an_unusable_oracle(text_task, counting_oracle):
     task = text_task(oracle=counting_oracle(lambda m: np.full(m, np.nan)))
     with pytest.raises(OracleError, match="nan"):
         evaluate(task, lambda prompts: ["a", "b", "c"])
+
+
+def test_evaluation_measures_lengths_against_the_reference(text_task):
+    task = text_task()
+    task.reference = lambda ids: np.array([None if i == 6 else "12345" for i in ids], object)
+    rows = evaluate_prompts(task, lambda prompts: ["1234567", "x", "猫"])
+    assert rows["length_difference"].tolist() == pytest.approx([2, np.nan, -4], nan_ok=True)
+    assert summarise(rows)["length_difference"] == -1
+
+
+def test_the_truth_judges_too_where_it_is_another(finite_task):
+    task = finite_task()
+    assert "true_win_rate" not in evaluate_prompts(task, lambda prompts: [1, 2, 3])
+    task.truth = UtilityOracle(lambda prompts, r: -task.utilities[prompts["prompt_id"], r])
+    rows = evaluate_prompts(task, lambda prompts: [1, 2, 0])
+    assert rows["true_win_probability"] == pytest.approx(1 - rows["offline_win_probability"])
+    assert rows["true_win_rate"].tolist() == (1 - rows["offline_win_rate"]).tolist()
+    task.truth = task.oracle
+    assert "true_win_rate" not in evaluate_prompts(task, lambda prompts: [1, 2, 3])
+
+
+def lengths_and_wins(length_effect, count=4000):
+    draw = np.random.default_rng(0)
+    difference = draw.normal(3.0, 5.0, count).round()
+    chance = expit(0.4 + length_effect * np.tanh(difference / difference.std(ddof=1)))
+    return (draw.random(count) < chance).astype(float), difference
+
+
+def test_the_length_controlled_win_rate_takes_out_what_length_did():
+    wins, difference = lengths_and_wins(length_effect=2.0)
+    assert wins.mean() > 0.68  # most responses are longer, and longer ones win
+    assert length_controlled(wins, difference) == pytest.approx(expit(0.4), abs=0.025)
+    wins, difference = lengths_and_wins(length_effect=0.0)
+    assert length_controlled(wins, difference) == pytest.approx(wins.mean(), abs=0.015)
+
+
+def test_the_length_controlled_win_rate_solves_alpacaevals_regression():
+    """Against the score equations of the logistic regression, solved by other means; ties count half."""
+    draw = np.random.default_rng(1)
+    wins, difference = draw.choice([0.0, 0.5, 1.0], 60, p=[0.3, 0.1, 0.6]), draw.normal(2.0, 9.0, 60)
+    x = np.tanh(difference / np.std(difference, ddof=1))
+
+    def score(weights):
+        residual = expit(weights[0] + weights[1] * x) - wins
+        return [residual.sum(), residual @ x + 0.01 * weights[1]]
+
+    solved = root(score, [0.0, 0.0])
+    assert solved.success
+    assert length_controlled(wins, difference) == pytest.approx(expit(solved.x[0]), abs=1e-4)
+
+
+def test_the_length_controlled_win_rate_in_corners():
+    assert length_controlled(np.ones(8), np.arange(8.0)) == 1.0
+    assert length_controlled(np.array([1.0, 0.0, 1.0]), np.zeros(3)) == pytest.approx(2 / 3)
+    assert np.isnan(length_controlled(np.array([1.0, 0.0]), np.array([4.0, 4.0])))  # which of the two is not known
+    assert np.isnan(length_controlled(np.array([np.nan]), np.array([1.0])))
+    told = length_controlled(np.array([1.0, 1.0, 0.0, 0.0, np.nan]), np.array([1.0, 3.0, -1.0, -3.0, 5.0]))
+    assert told == pytest.approx(0.5, abs=1e-3)  # length tells every win
+    with pytest.raises(ValueError, match="two vectors"):
+        length_controlled(np.zeros(2), np.zeros(3))

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from llm_duel_env import cli
 from llm_duel_env.benchmark import leaderboard
-from llm_duel_env.benchmark.report import plots, table
+from llm_duel_env.benchmark.report import details, figures, plots, records, table
 from llm_duel_env.benchmark.results import find_results
 
 QUERIES = [0, 25, 50, 75, 100]
@@ -89,6 +89,107 @@ def test_differences_are_paired_by_seed_and_told_with_their_intervals():
     assert told["difference_online_win_rate"] == ""
 
 
+def test_ranks_that_are_not_told_apart_are_ties():
+    """Both end alike but for noise that changes its sign from seed to seed; the third ends lower in every seed."""
+    runs = [result("online_dpo", s, [*SLOW[:4], 0.9]) for s in range(10)]
+    runs += [result("sea", s, [*SLOW[:4], 0.9 + (0.02 if s % 2 else -0.018)]) for s in range(10)]
+    runs += [result("uniform", s, [*SLOW[:4], 0.7]) for s in range(10)]
+    (found,) = leaderboard.tables(runs)
+    rows = {row.label: row for row in found.rows}
+    assert {label: (row.place, row.tied) for label, row in rows.items()} == {
+        "sea": (1, ("online_dpo",)),
+        "online_dpo": (1, ("sea",)),
+        "uniform": (3, ()),
+    }
+    assert rows["sea"].rank.estimate == 1.0  # by its mean alone it would be the first
+    headings, cells = table.cells(found)
+    assert [row[headings.index("rank")] for row in cells] == ["1= [1, 2]", "1= [1, 2]", "3 [3, 3]"]
+    assert any("'=': there are others" in note for note in table.notes(found))
+    told = list(csv.DictReader(io.StringIO(table.csv_text([found]))))
+    assert [(row["place"], row["tied"]) for row in told] == [("1", "online_dpo"), ("1", "sea"), ("3", "")]
+
+
+BELIEVED = {"queries": [0, 50, 100], "believed": [0.5, 0.8, 0.97], "labelled": [0.5, 0.8, 0.9], "accuracy": [0.5] * 3}
+
+
+def test_figures_that_only_newer_results_have():
+    newer = {"kind": "text", "length_controlled_win_rate": 0.81, "beliefs": BELIEVED}
+    runs = [result("sea", s, FAST, **newer) for s in range(5)] + [
+        result("online_dpo", s, SLOW, kind="text") for s in range(5)
+    ]
+    for told in runs[:5]:
+        told["curve"] |= {"simple_regret": [1.0, 0.5, 0.4, 0.3, 0.2], "true_win_rate": [0.5, 0.6, 0.7, 0.8, 0.7]}
+    (found,) = leaderboard.tables(runs)
+    sea, dpo = found.rows
+    assert (sea.simple_regret, sea.length_controlled, sea.true_win_rate) == pytest.approx((0.2, 0.81, 0.7))
+    assert sea.beliefs == pytest.approx({"believed": 0.97, "labelled": 0.9, "accuracy": 0.5})
+    assert (dpo.simple_regret, dpo.length_controlled, dpo.true_win_rate, dpo.beliefs) == (None, None, None, {})
+    headings, (first, second) = table.cells(found)
+    assert {"length-controlled", "true win rate", "simple regret"} <= set(headings)
+    assert (first[headings.index("length-controlled")], second[headings.index("length-controlled")]) == ("0.810", "–")
+    (block,) = [block for block in details.blocks(found) if block.title == "What reward models believe"]
+    assert block.rows == [["sea", "0.970", "0.900", "0.500"]]
+    (told, other) = records.records([found])
+    assert (told["belief_believed"], other["belief_believed"], told["belief_spread"]) == (0.97, None, None)
+
+
+def test_all_rows_as_parquet(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow.parquet")
+    runs = [result("online_dpo", s, SLOW) for s in range(10)] + [result("sea", s, FAST) for s in range(10)]
+    made = leaderboard.tables([*runs, result("sea", 0, FAST, budget=200, beliefs=BELIEVED)])
+    path = records.write_parquet(made, tmp_path / "rows.parquet")
+    assert pyarrow.read_table(path).to_pylist() == records.records(made)
+
+
+def test_parquet_is_asked_for_before_anything_is_read(tmp_path, monkeypatch, capsys):
+    assert cli.carry_out(cli.Leaderboard((tmp_path / "no",), parquet=True)) == 2
+    assert "--parquet: expected --out" in capsys.readouterr().err
+
+    def absent(name):
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr("llm_duel_env.extras.importlib.import_module", absent)
+    assert cli.carry_out(cli.Leaderboard((tmp_path / "no",), tmp_path / "out", parquet=True)) == 2
+    assert "pip install 'llm-duel-env[parquet]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_curves_over_queries_as_csv():
+    runs = [result("online_dpo", s, [*SLOW[:4], 0.8 + 0.01 * s]) for s in range(10)] + [result("sea", 0, FAST)]
+    lines = list(csv.DictReader(io.StringIO(records.curves_csv(leaderboard.tables(runs)))))
+    last = {line["label"]: line for line in lines if float(line["queries"]) == 100}
+    assert float(last["online_dpo"]["mean"]) == pytest.approx(0.845)
+    assert float(last["online_dpo"]["iqm"]) == pytest.approx(0.845)
+    assert float(last["online_dpo"]["mean_low"]) < 0.845 < float(last["online_dpo"]["mean_high"])
+    assert (last["sea"]["mean"], last["sea"]["mean_low"]) == ("0.92", "")  # one seed: no band over seeds
+    assert len(lines) == 2 * 51
+
+
+def test_profiles_kl_and_overoptimisation_are_drawn(tmp_path):
+    runs = [result("online_dpo", s, SLOW) for s in range(10)]
+    assert [path.name for path in figures.write(leaderboard.tables(runs[:1]), tmp_path / "one")] == [
+        "profiles.png",
+        "win_rate_by_kl.png",
+    ]
+    runs += [result("sea", s, FAST, beliefs=BELIEVED) for s in range(10)]
+    for told in runs:
+        told["curve"] |= {"kl": [0.0, 0.3, 0.6, 0.8, 1.2], "true_win_rate": [0.5, 0.5, 0.6, 0.7, 0.6]}
+    drawn = figures.write(leaderboard.tables(runs), tmp_path / "all")
+    assert {path.name for path in drawn} >= {"overoptimisation_oracle.png", "overoptimisation_belief.png"}
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
+
+
+def test_an_overoptimisation_path_goes_through_what_was_measured():
+    runs = [result("online_dpo", 0, SLOW), result("sea", 0, FAST, beliefs=BELIEVED)]
+    (one,) = leaderboard.tables(runs)
+    drawn, (panel,) = plots.panels_for(1, 4.0, 4.0)
+    figures.overoptimisation_panel(panel, one, figures.PAIRS[1])
+    path = panel.lines[0].get_xydata()
+    assert path == pytest.approx(np.array([BELIEVED["believed"], BELIEVED["labelled"]]).T)
+    assert [text.get_text() for text in panel.get_legend().get_texts()] == ["sea"]
+    assert drawn is panel.figure
+
+
 def test_one_seed_gets_the_interval_over_prompts_and_says_so():
     (found,) = leaderboard.tables([result("online_dpo", 0, SLOW), result("sea", 0, FAST)])
     assert found.rows[0].win_interval == pytest.approx((0.90, 0.94))
@@ -146,7 +247,7 @@ def test_results_are_found_and_everything_is_written(tmp_path):
     names = {path.name for path in written}
     assert names == {
         *("leaderboard.md", "leaderboard.csv", "leaderboard.json", "curves.csv"),
-        *("win_rate.png", "utility.png", "regret.png"),
+        *("win_rate.png", "win_rate_iqm.png", "utility.png", "regret.png"),
     }
     for path in written:
         assert path.stat().st_size > 100

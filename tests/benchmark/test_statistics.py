@@ -101,6 +101,29 @@ def test_ranks_share_ties_and_carry_uncertainty():
     assert (wavering["a"].low, wavering["a"].high) == (1.0, 2.0)
 
 
+def test_places_follow_what_is_told_apart_and_not_the_order_of_means():
+    """A and B tie, B and C tie, and A beats C: being told apart is no order of blocks."""
+    noise = np.array([-1, 1] * 5) * 0.01
+    a = {seed: 0.906 + 0.1 * seed for seed in range(10)}
+    b = {seed: 0.903 + 0.1 * seed + noise[seed] for seed in range(10)}
+    c = {seed: 0.900 + 0.1 * seed for seed in range(10)}
+    found = s.places({"c": c, "b": b, "a": a})
+    assert {name: found[name].place for name in "abc"} == {"a": 1, "b": 1, "c": 2}
+    assert found["b"].tied == ("c", "a")
+    assert found["a"].tied == ("b",)
+    assert s.paired_difference(a, c).low > 0
+    assert s.paired_difference(a, b).low <= 0 <= s.paired_difference(a, b).high
+    with pytest.raises(ValueError, match="seed in common"):
+        s.places({"a": {0: 1.0}, "b": {1: 1.0}})
+
+
+def test_places_count_who_is_told_to_be_above():
+    scores = {name: {seed: height + 0.1 * seed for seed in range(10)} for name, height in zip("abcd", (4, 3, 3, 1))}
+    found = s.places(scores)
+    assert [found[name].place for name in "abcd"] == [1, 2, 2, 4]
+    assert [found[name].tied for name in "abcd"] == [(), ("c",), ("b",), ()]
+
+
 @pytest.mark.parametrize("values", [[], np.zeros((2, 2))])
 def test_only_vectors_have_statistics(values):
     with pytest.raises(ValueError, match="vector"):

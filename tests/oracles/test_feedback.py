@@ -73,3 +73,13 @@ def test_numbers_of_numpy_are_numbers():
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match="a number per probability"):
         Feedback().label(np.array([0.5]), 0, np.arange(2))
+
+
+@pytest.mark.parametrize("kind", ["threshold", "bernoulli"])
+@pytest.mark.parametrize(("flip_rate", "tie_margin"), [(0.0, 0.0), (0.3, 0.0), (0.2, 0.1)])
+def test_the_expected_label_is_the_mean_of_labels(kind, flip_rate, tie_margin):
+    feedback = Feedback(kind, flip_rate, tie_margin)
+    probabilities = np.array([0.05, 0.45, 0.5, 0.58, 0.9])
+    means = [feedback.label(np.full(len(MANY), p), 3, MANY).mean() for p in probabilities]
+    assert feedback.expected_label(probabilities) == pytest.approx(means, abs=0.03)
+    assert np.isnan(feedback.expected_label(np.array([np.nan]))).all()
