@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -176,7 +177,7 @@ def _leaderboard(told: Leaderboard) -> int:
     from rich.console import Console
 
     from llm_duel_env.benchmark.leaderboard import tables
-    from llm_duel_env.benchmark.report import outputs, table
+    from llm_duel_env.benchmark.report import html, outputs, table
     from llm_duel_env.benchmark.results import find_results, has_win_rate
 
     if not told.runs:
@@ -205,7 +206,16 @@ def _leaderboard(told: Leaderboard) -> int:
     if told.out is not None:
         for path in outputs.write(made, told.out, parquet=told.parquet):
             print(path)
+    for path in filter(None, [told.html, told.out and told.out / "leaderboard.html"]):
+        print(html.write(made, path, _leaderboard_command(told)))
     return 0
+
+
+def _leaderboard_command(told: Leaderboard) -> str:
+    words = ["llm-duel", "leaderboard", *map(str, told.runs)]
+    words += ["--rerun", *map(str, told.rerun)] if told.rerun is not None else []
+    words += ["--out", str(told.out)] if told.out else []
+    return shlex.join(words + (["--html", str(told.html)] if told.html else []))
 
 
 def _submit(told: Submit) -> int:

@@ -121,7 +121,9 @@ class Leaderboard:
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Folders and archives."""
     out: Annotated[Path | None, _told("FOLDER")] = None
-    """Also write Markdown, CSV, JSON and figures into this folder."""
+    """Also write Markdown, CSV, JSON, figures and the HTML report into this folder."""
+    html: Annotated[Path | None, _told("FILE")] = None
+    """Also write the report as one HTML file that needs no network: tables, curves, every run, sample duels as text."""
     parquet: bool = False
     """Also write all figures of all rows as leaderboard.parquet there (extra `parquet`)."""
     rerun: Annotated[tuple[int, ...] | None, _told("[ROUNDS]")] = None

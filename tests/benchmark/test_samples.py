@@ -32,7 +32,7 @@ def test_a_run_keeps_a_few_duels_of_every_mark(tmp_path):
     assert sorted({sample.queries for sample in found}) == sorted(set(marks))
     assert len(found) <= 3 * len(marks)
     by = {sample.labelled_by for sample in found}
-    assert by == {"oracle", "agent"}
+    assert by >= {"oracle", "agent"}  # and nobody, where the budget ended or a member found both alike
     for sample in found:
         assert sample.reason
         assert 0 <= sample.belief <= 1
@@ -42,12 +42,10 @@ def test_a_run_keeps_a_few_duels_of_every_mark(tmp_path):
         assert (sample.first_wins is None) == (sample.labelled_by == "nobody")
     asked = [sample for sample in found if sample.labelled_by == "oracle"]
     ledger = [json.loads(line) for line in (tmp_path / "run" / "ledger.jsonl").read_text().splitlines()]
+    labels = {(line["prompt_id"], line["round"]): line["label"] for line in ledger if "label" in line}
     for sample in asked:
         if not sample.same:
-            bought = [
-                line for line in ledger if line["prompt_id"] == sample.prompt_id and line["round"] == sample.round - 1
-            ]
-            assert sample.first_wins in {line["label"] for line in bought}
+            assert sample.first_wins == labels[sample.prompt_id, sample.round - 1]
 
 
 def test_notes_bear_on_nothing(tmp_path, monkeypatch):
