@@ -33,6 +33,8 @@ PAGES = {
 """Documents outside `docs/` -> their pages."""
 HOME = "README.md"
 """Leads to the front page."""
+WIDE = {"benchmark.md", "agents.md"}
+"""Pages of wide tables, which go without a table of contents beside them."""
 LINK = re.compile(r"(?<!!)\[([^\]\n]*)\]\(([^)\s]+)\)")
 ALONE = re.compile(r"^\[[^\]]*\]\(([^)\s]+)\)$")
 ELSEWHERE = re.compile(r"^(?:[a-z]+:|#|/)")
@@ -57,10 +59,15 @@ def expanded(nav: list[Any], docs: Path) -> list[Any]:
         if isinstance(entry, dict):
             found.append({name: expanded(to, docs) if isinstance(to, list) else to for name, to in entry.items()})
         elif entry.endswith("/*"):
-            found += sorted(str(page.relative_to(docs)) for page in docs.glob(f"{entry}.md"))
+            found += [{heading(page): str(page.relative_to(docs))} for page in sorted(docs.glob(f"{entry}.md"))]
         else:
             found.append(entry)
     return found
+
+
+def heading(page: Path) -> str:
+    """The first heading of a page, without marks."""
+    return next(line for line in page.read_text().splitlines() if line.startswith("# "))[2:].replace("`", "")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -75,6 +82,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """The page with its links as the site needs them."""
     name = page.file.src_uri
+    if name in WIDE:
+        page.meta["hide"] = ["toc"]
     source = next((where for where, uri in PAGES.items() if uri == name), f"docs/{name}")
     return for_site(markdown, source, name)
 

@@ -48,7 +48,7 @@ def options_of(made: Callable[..., Any]) -> list[list[str]]:
     Raises:
         ValueError: an argument that is not explained, or an explanation without an argument.
     """
-    constructor = made.__init__ if isinstance(made, type) else made
+    constructor = vars(made).get("__init__", made)
     told = args_of(inspect.getdoc(constructor) or "") or args_of(inspect.getdoc(made) or "")
     rows, known = [], set()
     for parameter in inspect.signature(made).parameters.values():
@@ -88,7 +88,7 @@ def args_of(docstring: str) -> dict[str, str]:
         if begins:
             name = begins[1]
             told[name] = begins[2]
-        elif line.strip():
+        elif line.strip() and name:
             told[name] += " " + line.strip()
     return {name: text.replace("``", "`") for name, text in told.items()}
 
