@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -68,6 +69,9 @@ def tasks_of(runs: Sequence[RunConfig]) -> list[str]:
 def table(runs: Sequence[RunConfig], kept: Kept | None) -> Table:
     """What the runs are and what of them is over, a row for each task and label and one for all: for the terminal.
 
+    Hours are those of one process for what is left, at the pace of kept results of the same agent on the same
+    environment; where there are none they are not known, and neither is their sum.
+
     Args:
         runs: of a suite.
         kept: results beside the code, which count as over.
@@ -75,23 +79,31 @@ def table(runs: Sequence[RunConfig], kept: Kept | None) -> Table:
     made = Table(title=f"{len(runs)} runs", title_justify="left")
     for name in ("task", "label"):
         made.add_column(name, overflow="fold")
-    for name in ("runs", "over", "kept", "to play", "queries to buy"):
+    for name in ("runs", "over", "kept", "to play", "queries to buy", "hours"):
         made.add_column(name, justify="right")
-    total = [0, 0, 0, 0, 0]
+    total, hours = [0, 0, 0, 0, 0], 0.0
     for task in tasks_of(runs):
         on_task = [run for run in runs if slug(run.env, run.env_kwargs) == task]
         for label in dict.fromkeys(run.label for run in on_task):
-            numbers = _numbers([run for run in on_task if run.label == label], kept)
-            made.add_row(task, label, *map(str, numbers))
-            total = [one + more for one, more in zip(total, numbers, strict=True)]
+            numbers, more = _numbers([run for run in on_task if run.label == label], kept)
+            made.add_row(task, label, *map(str, numbers), _told(more))
+            total, hours = [one + other for one, other in zip(total, numbers, strict=True)], hours + more
         made.add_section()
-    made.add_row("all", "", *map(str, total))
+    made.add_row("all", "", *map(str, total), _told(hours))
     return made
 
 
-def _numbers(runs: Sequence[RunConfig], kept: Kept | None) -> list[int]:
-    """Runs, those over in their folders, those kept, those to be played, and the queries that these will buy."""
+def _numbers(runs: Sequence[RunConfig], kept: Kept | None) -> tuple[list[int], float]:
+    """Runs, those over in their folders, those kept, those to be played, and the queries that these will buy; and the
+    hours of these, NaN where nobody knows."""
     stored = [kept is not None and kept.result(run) is not None for run in runs]
     over = [not known and RunFolder(run.folder).result.exists() for run, known in zip(runs, stored, strict=True)]
     left = [run for run, known, done in zip(runs, stored, over, strict=True) if not known and not done]
-    return [len(runs), sum(over), sum(stored), len(left), sum(run.budget for run in left)]
+    queries = sum(run.budget for run in left)
+    pace = kept.seconds_per_query(runs[0].agent, runs[0].env) if kept is not None and left else None
+    hours = 0.0 if not left else math.nan if pace is None else queries * pace / 3600
+    return [len(runs), sum(over), sum(stored), len(left), queries], hours
+
+
+def _told(hours: float) -> str:
+    return "–" if math.isnan(hours) else f"{hours:.2f}"

@@ -67,6 +67,12 @@ class Kept:
                 return {**result, "label": label}
         return of_label[0] if any_settings and of_label else None
 
+    def seconds_per_query(self, agent: str, env: str) -> float | None:
+        """How long an agent took for a query on an environment, the mean of what is kept; None where nothing is."""
+        found = [r for (of, _), results in self._results.items() if of == env for r in results if r["agent"] == agent]
+        rates = [result["seconds"] / result["queries"] for result in found if result.get("queries")]
+        return sum(rates) / len(rates) if rates else None
+
     def _played_alike(self, result: Result, run: RunConfig) -> bool:
         told = ("agent", "budget", "batch", "env_kwargs")
         if any(result[name] != getattr(run, name) for name in told):

@@ -141,7 +141,8 @@ class _Reader:
         for part in ("include", "entries"):
             if not isinstance(suite.get(part) or [], list):
                 raise ValueError(f"suite {name}: {part}: expected a list, got {suite[part]!r}")
-        own, tasks = [], {**_shared(), **(suite.get("tasks") or {})}
+        own: list[RunConfig] = []
+        tasks = {**_shared(), **(suite.get("tasks") or {})}
         for number, entry in enumerate(suite.get("entries") or []):
             try:
                 made = entry_runs(elsewhere(entry, elsewhere_on) if elsewhere_on else entry, tasks, self.out)
@@ -169,7 +170,7 @@ class _Reader:
         if by in within:
             raise ValueError(f"suite {by} includes itself: {' > '.join([*within, by])}")
         inner = read_suite(str(told["suite"]))
-        on = told.get("tasks") or elsewhere_on
+        on = elsewhere_on or told.get("tasks")  # who includes both decides
         if on and isinstance(inner, dict):  # the tasks that this suite names are to be known in the other
             inner = {**inner, "tasks": {**tasks, **(inner.get("tasks") or {})}}
         runs = self.runs(inner, on, (*within, by))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_duel_env.benchmark.recipes import recipe_of
+from llm_duel_env.benchmark.registry import short_name
 from llm_duel_env.benchmark.run_config import RunConfig
 from llm_duel_env.benchmark.settings import merged, nested
 
@@ -117,7 +118,7 @@ def _recipe(told: Any, env: str, env_kwargs: dict[str, Any], player: Player) -> 
 
 def _players(agents: Any) -> list[Player]:
     if isinstance(agents, list):
-        return [Player(str(agent), str(agent), {}, (str(agent),)) for agent in agents]
+        return [Player(short_name(str(agent)), str(agent), {}, (str(agent),)) for agent in agents]
     if not isinstance(agents, dict):
         raise ValueError(f"agents: expected a list of names or a mapping from labels, got {agents!r}")
     found = []

@@ -21,7 +21,8 @@ class Pool(Task):
     Args:
         folder: A pool, as `llm-duel pool` makes it; None takes the one that the environment variable LLM_DUEL_POOL
             names, so that settings and results do not depend on where it lies.
-        fold: Which fifth of the prompts (by default) is held out; the five together are a cross-validation.
+        fold: Which fifth of the prompts (by default) is held out; the five together are a cross-validation. All are of
+            one size: prompts that are left over are trained on in every fold.
         folds: How many parts the prompts are dealt into.
         oracle_scale: The oracle prefers with probability sigmoid(oracle_scale * utility gap).
         task_seed: Deals the prompts, shuffles each one's responses and draws its reference response.
@@ -55,7 +56,7 @@ class Pool(Task):
             raise ValueError(f"oracle_scale: expected a finite number above 0, got {oracle_scale!r}")
         self.facts, self.oracle_scale, self.task_seed = pool.facts, oracle_scale, task_seed
         dealt = generator(task_seed, "pool", "folds").permutation(prompts)
-        held = np.sort(dealt[fold::folds])
+        held = np.sort(dealt[fold::folds][: prompts // folds])
         self._rows = np.concatenate([np.setdiff1d(np.arange(prompts), held), held])
         """Row of the pool by prompt id."""
         self.train_prompts, self.heldout_prompts = prompts - len(held), len(held)

@@ -9,6 +9,7 @@ from benchmark_helpers import WORLD
 from llm_duel_env import cli
 from llm_duel_env.benchmark import stored
 from llm_duel_env.benchmark.leaderboard import tables
+from llm_duel_env.benchmark.recipes import recipe_of
 from llm_duel_env.benchmark.registry import list_agents, load_agent
 from llm_duel_env.benchmark.report import board
 from llm_duel_env.benchmark.run_config import RunConfig
@@ -207,6 +208,22 @@ def test_sections_and_ranks(tmp_path):
     assert [row.label for row in part.rows("rdo")] == ["rdo"]
     text = board.board([part], "make board")
     assert text.index("| apl* |") < text.index("| rdo* |") < text.index("| real |")
+
+
+def test_a_suite_on_several_tasks_and_budgets_has_a_part_for_each(tmp_path):
+    tuned = recipe_of("duel/Synthetic-v0", "online_dpo")
+    results = [result("online_dpo", s, 0.8 + s / 1000, overrides=tuned) for s in range(10)]
+    for number, one in enumerate(results):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "result.json").write_text(json.dumps(one))
+    kept = stored.Kept(tmp_path, lambda env, env_kwargs: stored.TaskFacts("now", 512))
+    found = board.parts_of("paper-real", kept)
+    assert len(found) == 2 * 6 + 1  # six correlations at two budgets, and the pool
+    (played,) = [part for part in found if part.table is not None]
+    assert [row.label for row in played.table.rows] == ["online_dpo"]
+    assert set(played.missing) == {"real", "real-random", "real-similar", "real-centroid"}
+    text = board.board(found, "make board")
+    assert text.count("Not measured yet (runs)") == 13
 
 
 def test_results_of_other_settings_are_marked_and_of_another_task_are_not_taken(tmp_path):

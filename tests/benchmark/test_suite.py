@@ -183,7 +183,7 @@ def test_a_suite_includes_others_and_may_play_them_elsewhere():
     [
         ({"tasks": ["nowhere"]}, "'tiny-tldr'.*got 'nowhere'"),
         ({"tasks": ["tiny-tldr"], "env": "duel/Synthetic-v0"}, "in the place of 'env'"),
-        ({"variants": ["ipo"]}, "variants: expected settings by name"),
+        ({"env": "duel/Synthetic-v0", "variants": ["ipo"]}, "variants: expected settings by name"),
         ({"env": "duel/Synthetic-v0", "env_sweep": {"flip_rate": 0.1}}, "env_sweep: expected one setting with a list"),
         ({"env": "duel/Synthetic-v0", "recipe": 3}, "recipe: expected true, false or the name"),
         ({}, "expected .*'env'"),

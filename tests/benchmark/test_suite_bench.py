@@ -52,7 +52,7 @@ def command(tmp_path, monkeypatch, capsys):
 def rows(table):
     """Of a printed table the cells of each row, by task and label."""
     cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in table.splitlines() if line.startswith("│")]
-    return {(task, label): list(map(int, numbers)) for task, label, *numbers in cells}
+    return {(task, label): [*map(int, numbers), hours] for task, label, *numbers, hours in cells}
 
 
 def test_a_dry_run_counts_a_part_is_played_and_kept_apart_by_task(command, tmp_path):
@@ -62,8 +62,8 @@ def test_a_dry_run_counts_a_part_is_played_and_kept_apart_by_task(command, tmp_p
     assert "llm-duel pool build" in err
     assert not (tmp_path / "runs").exists()
     found = rows(out)
-    assert found.pop(("all", "")) == [8, 0, 0, 8, 8 * 24]
-    assert list(found.values()) == [[2, 0, 0, 2, 48]] * 4
+    assert found.pop(("all", "")) == [8, 0, 0, 8, 8 * 24, "–"]
+    assert list(found.values()) == [[2, 0, 0, 2, 48, "–"]] * 4
 
     code, out, _ = command(MIXED, "--results", "kept", "--only", "*flip*/uniform")
     assert code == 0
@@ -73,9 +73,10 @@ def test_a_dry_run_counts_a_part_is_played_and_kept_apart_by_task(command, tmp_p
     assert folder.startswith("kept/mixed/Synthetic-v0-flip_rate-0.3")
 
     found = rows(command(MIXED, "--results", "kept", "--dry-run")[1])
-    assert found["all", ""] == [8, 0, 2, 6, 6 * 24]
+    assert found["all", ""] == [8, 0, 2, 6, 6 * 24, "–"]  # nothing is known of online DPO's pace
+    assert [numbers[-1] for (_, label), numbers in found.items() if label == "uniform"] == ["0.00", "0.00"]
     found = rows(command(MIXED, "--dry-run", "--only", "uniform")[1])  # the runs' own folders
-    assert found["all", ""] == [4, 2, 0, 2, 2 * 24]
+    assert found["all", ""] == [4, 2, 0, 2, 2 * 24, "–"]
     code, _, err = command(MIXED, "--only", "sea")
     assert code == 2
     assert "no run is named by 'sea'" in err

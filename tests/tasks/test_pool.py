@@ -159,6 +159,14 @@ def test_folds_are_a_cross_validation(folder):
         Pool(folder, oracle_scale=0)
 
 
+def test_folds_are_of_one_size(folder):
+    tasks = [Pool(folder, fold=fold, folds=4) for fold in range(4)]
+    held = [{task.texts(np.array([i]), np.array([0]))[0][0] for i in task.heldout_ids} for task in tasks]
+    assert [len(one) for one in held] == [6] * 4  # of 25 prompts; one is always trained on
+    assert len(set.union(*held)) == 24
+    assert {task.train_prompts for task in tasks} == {19}
+
+
 def test_the_task_tells_the_pool(folder):
     task = Pool(folder, oracle_scale=2.0)
     vectors = read_pool(folder).response_embeddings

@@ -1,12 +1,13 @@
 """The board: what the kept results say of every agent of the board's suites, as one Markdown file.
 
-One part per suite: a ranked table of agents that are told of duels alone, a table of those that are told more, and
-those with too few seeds to be ranked. All rows of a part count to the same target, online DPO's. No number in it is
-typed.
+One part per suite, or per task and budget of one that has several: a ranked table of agents that are told of duels
+alone, a table of those that are told more, and those with too few seeds to be ranked. All rows of a part count to the
+same target, online DPO's. No number in it is typed.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -57,6 +58,15 @@ class Part:
         return ranked(duels, self.table.results), [row for row in many if self.told[row.label]], few
 
 
+def parts_of(suite: str, kept: Kept) -> list[Part]:
+    """A suite's parts: one for each environment with its settings, and each budget, that it plays."""
+    worlds: dict[str, list[RunConfig]] = {}
+    for run in load_suite(suite, "runs"):
+        same = (run.env, run.env_kwargs, run.budget, run.batch, run.eval_prompts)
+        worlds.setdefault(json.dumps(same, sort_keys=True), []).append(run)
+    return [part(suite, kept, runs) for runs in worlds.values()]
+
+
 def part(suite: str, kept: Kept, runs: Sequence[RunConfig] | None = None) -> Part:
     """One suite's part, of the results that are kept; `runs` stands for the suite's own."""
     runs = load_suite(suite, "runs") if runs is None else runs
@@ -102,7 +112,7 @@ def board(parts: Sequence[Part], command: str, extra: str = "") -> str:
 
 def write(kept: Kept, path: Path, command: str, suites: Sequence[str] = SUITES, extra: str = "") -> list[Part]:
     """Writes the board of `suites`; returns its parts."""
-    parts = [part(suite, kept) for suite in suites]
+    parts = [part for suite in suites for part in parts_of(suite, kept)]
     path.write_text(board(parts, command, extra))
     return parts
 
