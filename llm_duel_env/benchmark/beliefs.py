@@ -80,7 +80,7 @@ class Examiner:
         pairs = (rewards[:, :, 1:2] - rewards[:, :, 2:]).reshape(len(rewards), -1)  # (E, M * OTHERS)
         found |= calibration(expit(pairs).mean(axis=0), pairs.std(axis=0), says.ravel())
         found = {name: value for name, value in found.items() if np.isfinite(value)}
-        self.points.append({"queries": queries} | found)
+        self.points.append({"queries": queries, **found})
         return {f"belief/{name}": value for name, value in found.items()}
 
     def curves(self) -> dict[str, list[float | None]] | None:
