@@ -41,7 +41,7 @@ ELSEWHERE = re.compile(r"^(?:[a-z]+:|#|/)")
 FENCE = re.compile(r"^\s*(`{3,}|~{3,})")
 FETCHED = re.compile(r"<(?:script|link|img|iframe|source|video|audio)\b[^>]*\b(?:src|href)=[\"']?(?:https?:)?//[^>]*>")
 """What a browser would fetch from elsewhere; a canonical address is only told."""
-LANGUAGES = {".py": "python", ".yaml": "yaml", ".json": "json"}
+LANGUAGES = {".py": "python", ".toml": "toml", ".yaml": "yaml", ".json": "json"}
 
 log = logging.getLogger("mkdocs.hooks.links")
 
