@@ -1,1 +1,1 @@
-"""Generated documentation: a page per agent, the page of the losses, the table of agents, tables of options (`make docs`)."""
+"""Generated documentation: pages of agents and losses, the table of agents, tables of options (`make docs`)."""
