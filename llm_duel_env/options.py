@@ -29,7 +29,7 @@ class Run:
     """
 
     agent: Annotated[str | None, _told("NAME")] = None
-    """Name of the agent: see `llm-duel list agents`."""
+    """Name of the agent: see `llm-duel list agents`; or FILE.py:CLASS, whose code is then run."""
     env: Annotated[str | None, _told("NAME")] = None
     """Environment: see `llm-duel list envs`."""
     seed: Annotated[int | None, _told("INT")] = None

@@ -282,11 +282,10 @@ def _compare_labels(seen: Replay, held: Sequence[Record], mine: Sequence[Record]
 def _first(number: int, pairs: list[tuple[Record, Record]], same: list[bool], then: int, now: int) -> str:
     if all(same):
         return f"round {number + 1}: {then} labels were bought, here {now}"
-    was, is_now = pairs[same.index(False)]
-    name = next(name for name in COMPARED if was[name] != is_now[name])
-    return (
-        f"round {number + 1}, query {was['query']}: {name} was {str(was[name])[:80]!r}, here {str(is_now[name])[:80]!r}"
-    )
+    was, now_is = pairs[same.index(False)]
+    name = next(name for name in COMPARED if was[name] != now_is[name])
+    told, here = (repr(record[name])[:80] for record in (was, now_is))
+    return f"round {number + 1}, query {was['query']}: {name} was {told}, here {here}"
 
 
 def _by_round(records: Iterable[Record], rounds: int) -> dict[int, list[Record]]:

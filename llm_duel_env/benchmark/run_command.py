@@ -8,7 +8,7 @@ from typing import Any
 
 from llm_duel_env.benchmark.launcher import speaks
 from llm_duel_env.benchmark.recipes import difference, recipe_of
-from llm_duel_env.benchmark.registry import load_agent
+from llm_duel_env.benchmark.registry import in_file, load_agent, short_name
 from llm_duel_env.benchmark.run_config import RunConfig, check, env_spec
 from llm_duel_env.benchmark.run_file import RunFile, read
 from llm_duel_env.benchmark.settings import merged, nested, settings
@@ -54,13 +54,14 @@ def fresh(told: Run) -> RunConfig:
     recipe = recipe_of(env, agent, env_kwargs) if told.recipe and file.get("recipe", True) else {}
     given = {name: file[name] for name in GIVEN if name in file} | _given(told)
     folder = told.folder or file.get("folder")
-    folder = folder or Path("runs") / env.rsplit("/", 1)[-1] / agent / f"seed-{given.get('seed', 0)}"
+    folder = folder or Path("runs") / env.rsplit("/", 1)[-1] / short_name(agent) / f"seed-{given.get('seed', 0)}"
     config = RunConfig(
         agent=agent,
         env=env,
         folder=str(folder),
         overrides={**recipe, **file.get("overrides", {}), **_settings(told.set)},
         env_kwargs=env_kwargs,
+        label=short_name(agent) if in_file(agent) else "",
         **given,
     )
     check(config)
