@@ -14,7 +14,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test coverage test-slow test-vllm bench-vllm test-deepspeed bench-engine bench-memory lint format bench-speed assets docs site site-serve board report board-runs study tune tune-board clean
+.PHONY: help setup setup-dev demo test coverage test-slow test-vllm bench-vllm test-deepspeed bench-engine bench-memory lint format bench-speed assets docs site site-serve board report report-picture board-runs study tune tune-board clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -122,6 +122,9 @@ board: setup  ## benchmark.md, from the results that are kept in benchmark/resul
 
 report: setup  ## the leaderboard as one HTML page, build/report.html, from the results that are kept in benchmark/results
 	$(BIN)/llm-duel leaderboard $(wildcard benchmark/results/spine-* benchmark/results/board-*) --html build/report.html
+
+report-picture: setup-dev report  ## the picture of that page in the README, docs/images/report.png (needs chromium)
+	$(BIN)/python benchmark/report_picture.py build/report.html docs/images/report.png tinytldr-v0-figures $(ARGS)
 
 board-runs: setup-dev  ## plays what the board lacks (hours), and keeps the results
 	$(BIN)/llm-duel bench board-synthetic --out $(OUT)/board-synthetic --results benchmark/results --jobs $(JOBS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,16 +78,31 @@ def page(tables: Sequence[Table], command: str) -> str:
     environment.filters |= {"shown": html_runs.shown_text, "code": code, "breakable": breakable}
     environment.globals |= {"verdict": html_runs.verdict, "percent": html_runs.percent, "figures": FIGURES}
     script = (STATIC / "report.js").read_text(encoding="utf-8")
-    ordered = sorted(tables, key=lambda table: bool(table.asks))  # agents that are told of duels alone come first
-    looks = looks_of([row.label for table in ordered for row in table.rows])
+    # Agents that are told of duels alone come first, and the largest comparison.
+    ordered = sorted(tables, key=lambda table: (bool(table.asks), -len(table.rows)))
+    looks = looks_of([[row.label for row in table.rows] for table in ordered])
     return environment.get_template("report.html.j2").render(
-        sections=[section(table, f"t{number}", looks) for number, table in enumerate(ordered)],
+        sections=[section(table, id, looks) for table, id in zip(ordered, ids([table.env for table in ordered]))],
         command=command,
         version=llm_duel_env.__version__,
         style=Markup((STATIC / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+
+
+def ids(envs: Sequence[str]) -> list[str]:
+    """What the parts of the page are called in links, by their environments.
+
+    >>> ids(["duel/Synthetic-v0", "duel/TinyTLDR-v0", "duel/Synthetic-v0"])
+    ['synthetic-v0', 'tinytldr-v0', 'synthetic-v0-2']
+    """
+    found: list[str] = []
+    for env in envs:
+        name = re.sub(r"[^a-z0-9]+", "-", env.rpartition("/")[2].lower())
+        again = 1 + sum(other == name or other.startswith(f"{name}-") for other in found)
+        found.append(name if again == 1 else f"{name}-{again}")
+    return found
 
 
 def section(table: Table, id: str, looks: Mapping[str, Look]) -> Section:

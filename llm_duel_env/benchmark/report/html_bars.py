@@ -50,7 +50,7 @@ def target_bars(table: Table) -> Bars | None:
         mean = statistics.bootstrap_interval(list(reached.values()))
         at, *ends = (100 * value / table.budget for value in (mean.estimate, mean.low, mean.high))
         told = f"{'>' if censored else ''}{mean.estimate:,.0f}"
-        enough = len(reached) >= SEEDS_NEEDED[table.kind]
+        enough = len(reached) >= SEEDS_NEEDED[table.kind] and censored < len(reached)
         told += f" {between(mean.low, mean.high, ',.0f')}" if enough else ""
         low, high = ends if enough else (None, None)
         note = f"{censored} of {len(reached)} seeds never got there" if censored else ""

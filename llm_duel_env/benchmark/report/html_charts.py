@@ -66,6 +66,8 @@ class Chart:
     lines: list[Line]
     guides: list[Tick] = field(default_factory=list)
     """Horizontal lines with a text."""
+    named: bool = True
+    """Whether lines are named at their ends, which then are all at the right."""
 
 
 def line_chart(
@@ -80,6 +82,7 @@ def line_chart(
     y_range: tuple[float, float] | None = None,
     guides: Sequence[tuple[float, str]] = (),
     marks: int = MARKS,
+    named: bool = True,
 ) -> Chart:
     """A chart of lines.
 
@@ -88,6 +91,7 @@ def line_chart(
         x_range, y_range: what the axes cover; by default all that is drawn. What lies beyond is cut off.
         guides: heights with a text each.
         marks: markers on each line.
+        named: see `Chart`.
 
     Raises:
         ValueError: no series.
@@ -111,7 +115,7 @@ def line_chart(
         lines.append(Line(one.label, path(x, y), band, [(a, b) for a, b in spots if 0 <= b <= 100]))
     return Chart(
         name, title, about, x_label, y_label, ticks(x0, x1), ticks(y0, y1), lines,
-        [Tick(round(100 * float(up(np.array([height]))[0]), 2), text) for height, text in guides],
+        [Tick(round(100 * float(up(np.array([height]))[0]), 2), text) for height, text in guides], named,
     )  # fmt: skip
 
 
@@ -157,9 +161,7 @@ def ticks(low: float, high: float, most: int = 6) -> list[Tick]:
     """
     found = [float(value) for value in MaxNLocator(most - 1).tick_values(low, high)]
     step = found[1] - found[0]
-    digits = max(0, int(np.ceil(-np.log10(step) - 1e-9)))
-    if digits and not np.isclose(step * 10**digits, round(step * 10**digits)):
-        digits += 1  # a step of 0.25
+    digits = next((count for count in range(9) if np.isclose(step, round(step, count), rtol=1e-6, atol=0)), 9)
     span = high - low
     inside = [value for value in found if low - 1e-9 * span <= value <= high + 1e-9 * span]
     return [Tick(round(100 * (value - low) / span, 2), f"{value + 0.0:,.{digits}f}") for value in inside]

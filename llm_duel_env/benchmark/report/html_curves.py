@@ -72,6 +72,7 @@ def performance_profiles(table: Table) -> Chart | None:
         y_label="share of seeds above it",
         x_range=(low, high),
         y_range=(-0.02, 1.02),
+        named=False,
     )
 
 
@@ -105,6 +106,7 @@ def kl_curves(table: Table) -> Chart | None:
         x_label="KL to the reference (nats)",
         y_label="offline win rate",
         x_range=(0.0, max(float(one.x[-1]) for one in series)),
+        named=False,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -35,19 +36,27 @@ class Style:
     """Whether its lines are drawn before the reader chooses."""
 
 
-def looks_of(labels: Sequence[str]) -> dict[str, Look]:
-    """A look of its own for each label, which may come several times. Those that every comparison has keep the colour
-    that they have in the figures; the others take theirs in the order given, solid lines first.
+def looks_of(tables: Sequence[Sequence[str]]) -> dict[str, Look]:
+    """A look of its own for each label of any table; within a table colours differ as far as they go, solid lines
+    first. Agents that every comparison has keep the colour that they have in the figures.
 
-    >>> looks_of(["ann", "sea", "ann"])
+    >>> looks_of([["ann", "sea"], ["ann"]])
     {'sea': Look(colour=0, dash=0, marker=0), 'ann': Look(colour=1, dash=0, marker=3)}
     """
-    different = list(dict.fromkeys(labels))
-    looks = {label: Look(FIXED[label], 0, FIXED[label] % 3) for label in different if label in FIXED}
+    everybody = list(dict.fromkeys(label for labels in tables for label in labels))
+    looks = {label: Look(FIXED[label], 0, FIXED[label] % 3) for label in everybody if label in FIXED}
     free = [colour for colour in range(len(PALETTE)) if colour not in {look.colour for look in looks.values()}]
-    for place, label in enumerate(label for label in different if label not in FIXED):
-        cycle = place // len(free)
-        looks[label] = Look(free[place % len(free)], cycle % len(DASHES), 3 + (cycle + place) % (SHAPES - 3))
+    taken: Counter[int] = Counter()
+    for labels in tables:
+        here = Counter(looks[label].colour for label in labels if label in looks)
+        for label in labels:
+            if label not in looks:
+                colour = min(free, key=lambda one: (here[one], taken[one]))
+                # Where colour and dashes come again, the marker is another one.
+                marker = 3 + (free.index(colour) + taken[colour] // len(DASHES)) % (SHAPES - 3)
+                looks[label] = Look(colour, taken[colour] % len(DASHES), marker)
+                here[colour] += 1
+                taken[colour] += 1
     return looks
 
 

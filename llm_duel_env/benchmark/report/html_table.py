@@ -128,7 +128,8 @@ def _to_target(table: Table, row: Row) -> Cell:
     if row.queries_to_target is None:
         return Cell()
     found = mean_cell(list(queries_reached(table.results[row.label], table.target)[0].values()), ",.0f", table.kind)
-    return Cell((">" if row.censored else "") + found.text, found.interval, found.order)
+    never = row.censored == row.seeds  # all are the budget: no interval says anything
+    return Cell((">" if row.censored else "") + found.text, "" if never else found.interval, found.order)
 
 
 def _ratio(table: Table, row: Row) -> Cell:
