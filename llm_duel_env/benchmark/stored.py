@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from llm_duel_env.benchmark.results import Result, find_results
 from llm_duel_env.benchmark.run_config import RunConfig, env_kwargs_at, task_of
 from llm_duel_env.benchmark.run_folder import RunFolder, read_json, write_json
@@ -18,6 +20,10 @@ from llm_duel_env.benchmark.suite_entries import slug
 
 LARGEST = 10_000
 """Bytes of a kept result, at most."""
+SEEDS_WITH_SAMPLES = 2
+"""Runs with a lower seed keep sample duels, for the report."""
+SAMPLES = 6
+"""Of each of them, at most; they too fit into `LARGEST` bytes."""
 DERIVED = ("env_spec", "agent_config")
 """What of a result can be made again from its settings, with the code of its commit."""
 
@@ -48,7 +54,7 @@ class Kept:
     def __init__(self, folder: str | Path, facts: Callable[[str, dict[str, Any]], TaskFacts | None] = facts_of) -> None:
         self.folder = Path(folder)
         found = find_results([folder])[0] if any(self.folder.rglob("result.json")) else []
-        self._results: dict[tuple[str, str, int], list[Result]] = {}
+        self._results: dict[tuple[str, int], list[Result]] = {}
         for result in found:
             self._results.setdefault((result["env"], result["seed"]), []).append(result)
         self._facts, self._known = facts, dict[str, TaskFacts | None]()
@@ -99,6 +105,8 @@ def same_settings(result: Result, run: RunConfig) -> bool:
 def keep(runs: Iterable[RunConfig], folder: str | Path, *, by_task: bool = False) -> list[Path]:
     """Copies the results of the runs that are over to ``folder/LABEL/seed-N/result.json``; returns their paths.
 
+    Of the first seeds a few sample duels go with them, as ``samples.jsonl``.
+
     `by_task` puts the environment with its settings before the label: for suites with several.
     """
     kept = []
@@ -109,8 +117,20 @@ def keep(runs: Iterable[RunConfig], folder: str | Path, *, by_task: bool = False
             target = where / (run.label or run.agent) / f"seed-{run.seed}" / "result.json"
             target.parent.mkdir(parents=True, exist_ok=True)
             write_json(target, fitted(read_json(path)), indent=None)
+            if run.seed < SEEDS_WITH_SAMPLES:
+                keep_samples(RunFolder(run.folder).samples, target.with_name("samples.jsonl"))
             kept.append(target)
     return kept
+
+
+def keep_samples(path: Path, target: Path) -> None:
+    """Copies `SAMPLES` sample duels of a run, evenly spread, fewer where they are long; nothing where it has none."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    lines = [lines[i] for i in np.linspace(0, len(lines) - 1, min(SAMPLES, len(lines))).round().astype(int)]
+    while sum(map(len, lines)) > LARGEST:
+        lines = _every_other(lines) if len(lines) > 1 else []
+    if lines:
+        target.write_bytes(b"".join(lines))
 
 
 def fitted(result: dict[str, Any], most: int = LARGEST) -> dict[str, Any]:

@@ -26,13 +26,15 @@ def small(entry):
 
 
 def distinct():
-    """Each (environment, agent, overrides) once, and each settings of an environment once more with online DPO."""
+    """Each (environment, agent, overrides) once, whatever the learning rate, and each settings of an environment once
+    more with online DPO."""
     found = {}
     for name in STUDIES:
         for entry in planned(name, "out"):
             if entry.env == "duel/TinyTLDR-v0":
                 continue  # minutes each; that its settings exist is checked when the suite is read
-            agent = json.dumps([entry.env, entry.agent, entry.overrides], sort_keys=True)
+            told = {name: value for name, value in entry.overrides.items() if name != "policy.learning_rate"}
+            agent = json.dumps([entry.env, entry.agent, told], sort_keys=True)
             found.setdefault(agent, entry)
             if entry.agent == "online_dpo":
                 found.setdefault(json.dumps([entry.env, entry.env_kwargs], sort_keys=True), entry)
