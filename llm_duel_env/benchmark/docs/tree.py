@@ -29,8 +29,8 @@ def generated(root: Path, *, play_text: bool = True) -> dict[Path, str]:
     parts = [part(suite, Kept(root / "benchmark" / "results")) for suite in SUITES]
     files = {agent_path(root, name): _agent(root, name, parts, play_text) for name in our_agents()}
     files[root / "docs" / "losses.md"] = _losses(root, play_text)
-    for path, lines in {"README.md": agents_line(), "docs/agents.md": agents_table()}.items():
-        files[root / path] = with_agents((root / path).read_text(), lines, path)
+    for name, lines in {"README.md": agents_line(), "docs/agents.md": agents_table()}.items():
+        files[root / name] = with_agents((root / name).read_text(), lines, name)
     for path in sorted((root / "docs").rglob("*.md")):
         if path not in files and MARK in (text := path.read_text()):
             files[path] = with_options(text)
