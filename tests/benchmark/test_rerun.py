@@ -111,10 +111,8 @@ def test_a_result_that_is_kept_without_its_ledger_is_compared_by_its_curve(runs,
         ({"ledger_sha256": "0" * 64}, "its ledger is not the one"),
     ],
 )
-def test_what_cannot_be_replayed_says_why(runs, changes, said, monkeypatch):
+def test_what_cannot_be_replayed_says_why(runs, changes, said):
     result = {**result_of(runs / "dpo"), **changes}
-    if "archive" in changes:  # what is in the archive is of no matter here
-        monkeypatch.setattr("llm_duel_env.benchmark.rerun._held_labels", lambda _: [])
     with pytest.raises(CannotReplay, match=said):
         replay(result, 2)
     lines = []

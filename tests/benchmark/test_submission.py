@@ -86,7 +86,9 @@ def test_an_archive_gives_the_results_of_its_folders(runs, packed, tmp_path, cap
             n: v for n, v in theirs.items() if n not in places
         }
     assert cli.carry_out(Leaderboard((packed,), tmp_path / "report")) == 0
-    assert "self-reported" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"{packed}: runs by A. Person; hashes, ledgers, labels and figures fit together" in out
+    assert "self-reported" in out
     assert "self-reported" in (tmp_path / "report" / "leaderboard.md").read_text()
     assert "self-reported" in (tmp_path / "report" / "leaderboard.csv").read_text()
     # An archive beside the folders that it was made of: the same runs, not twice as many.
