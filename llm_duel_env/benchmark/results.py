@@ -65,14 +65,6 @@ def curve(result: Result, name: str = "offline_win_rate") -> Curve | None:
     return np.asarray(result["curve"]["queries"], float), np.asarray(values, float)
 
 
-def has_win_rate(result: Result) -> bool:
-    """Whether a run knows its offline win rate; on a task without reference responses none does."""
-    return curve(result) is not None
-
-
-def last(result: Result, name: str) -> float | None:
-    """The value at the last evaluation of a run."""
-    values = result["curve"].get(name)
 def belief_curve(result: Result, name: str) -> Curve | None:
     """(queries, values) of one run's beliefs; None where it has none, as results of earlier versions."""
     found = result.get("beliefs") or {}
@@ -82,6 +74,14 @@ def belief_curve(result: Result, name: str) -> Curve | None:
     return np.asarray(found["queries"], float), np.asarray(values, float)
 
 
+def has_win_rate(result: Result) -> bool:
+    """Whether a run knows its offline win rate; on a task without reference responses none does."""
+    return curve(result) is not None
+
+
+def last(result: Result, name: str) -> float | None:
+    """The value at the last evaluation of a run."""
+    values = result["curve"].get(name)
     return values[-1] if values else None
 
 
