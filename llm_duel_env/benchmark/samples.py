@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,7 +160,7 @@ def read_samples(path: Path) -> list[Sample]:
 
 def _sample(record: Any) -> Sample:
     """A record as a `Sample`, of the types that its fields have: who wrote it is not known."""
-    make = {"int": int, "str": str, "bool": bool, "float | None": _number}
+    make: dict[str, Callable[[Any], Any]] = {"int": int, "str": str, "bool": bool, "float | None": _number}
     return Sample(**{field.name: make[str(field.type)](record[field.name]) for field in dataclasses.fields(Sample)})
 
 
