@@ -3,7 +3,7 @@
 At evaluations an agent that has reward models is asked for the rewards they give to responses to held-out prompts; it
 is told nothing. Two things are made of the answers. Over-optimisation: how often it believes the deployed response to
 beat the reference, beside how often that is so. Calibration, on pairs that the agent's learning has not moved: the
-stored reference and further samples of the supervised policy.
+stored reference and further samples of the reference policy.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ from llm_duel_env.types import Metrics, Observation, batch_size, rows_of
 
 EVERY = 0.1
 """Share of the budget between two examinations: every fifth evaluation of the usual grid, to keep it cheap."""
-OTHERS = 4
-"""Samples of the supervised policy that are paired with a prompt's reference."""
+OTHERS, OTHERS_AT_END = 1, 4
+"""Samples of the reference policy that are paired with a prompt's reference response."""
+PROMPTS = 128
+"""The most prompts of an examination."""
 
 
 class Examiner:
@@ -34,7 +36,8 @@ class Examiner:
         self.task, self.feedback = task, feedback
         self.points: list[dict[str, float | None]] = []
         """One per examination: ``queries``, and what of `BELIEFS` is known."""
-        self._fixed: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # by the number of prompts; drawn again on resume
+        self._fixed: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
+        """The pairs that calibration is measured on, by their number; drawn again on resume."""
 
     def due(self, agent: Any, queries: int, budget: int, *, last: bool) -> bool:
         """Whether an evaluation after `queries` is to be one of these."""
@@ -44,7 +47,14 @@ class Examiner:
         return last or int(queries / (EVERY * budget) + 1e-9) > int(before / (EVERY * budget) + 1e-9)
 
     def examine(
-        self, agent: Any, prompts: Observation, deployed: np.ndarray, measured: dict[str, np.ndarray], queries: int
+        self,
+        agent: Any,
+        prompts: Observation,
+        deployed: np.ndarray,
+        measured: dict[str, np.ndarray],
+        queries: int,
+        *,
+        last: bool = False,
     ) -> Metrics:
         """One examination; called on all ranks, and only the first asks the oracle and returns something.
 
@@ -54,18 +64,19 @@ class Examiner:
             deployed: (M,) the deployed responses to them.
             measured: of `evaluate_prompts`, for these prompts and perhaps more after them.
             queries: bought so far.
+            last: of the run, where more pairs are looked at.
 
         Returns:
             What of `BELIEFS` is known, under ``belief/``.
         """
-        rows = self._with_reference(prompts)
+        rows = self._with_reference(prompts)[:PROMPTS]
         if not len(rows):  # so it stays in this run
             return {}
         prompts, deployed = rows_of(prompts, rows), deployed[rows]
         reference = self.task.reference(prompts["prompt_id"])
         assert reference is not None
-        others, says = self._others(agent, prompts, reference)
-        rewards = agent.beliefs(prompts, np.column_stack([deployed, reference, others]))  # (E, M, 2 + OTHERS)
+        others, says = self._others(agent, prompts, reference, OTHERS_AT_END if last else OTHERS)
+        rewards = agent.beliefs(prompts, np.column_stack([deployed, reference, others]))  # (E, M, 2 + others)
         if ranks.rank() > 0:
             self.points.append({"queries": queries})
             return {}
@@ -77,7 +88,7 @@ class Examiner:
             "margin": float(margin.mean()),
             "spread": float(margin.std(axis=0).mean()),
         }
-        pairs = (rewards[:, :, 1:2] - rewards[:, :, 2:]).reshape(len(rewards), -1)  # (E, M * OTHERS)
+        pairs = (rewards[:, :, 1:2] - rewards[:, :, 2:]).reshape(len(rewards), -1)  # (E, M * others)
         found |= calibration(expit(pairs).mean(axis=0), pairs.std(axis=0), says.ravel())
         found = {name: value for name, value in found.items() if np.isfinite(value)}
         self.points.append({"queries": queries, **found})
@@ -99,13 +110,15 @@ class Examiner:
             return float("nan")
         return float(self.feedback.expected_label(probability[rows]).mean())
 
-    def _others(self, agent: Any, prompts: Observation, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Samples of the supervised policy, (M, OTHERS), and the probability of a label that prefers the reference to
+    def _others(
+        self, agent: Any, prompts: Observation, reference: np.ndarray, number: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Samples of the reference policy, (M, number), and the probability of a label that prefers the reference to
         each, NaN where it is not known."""
-        count = batch_size(prompts)
+        count = batch_size(prompts), number
         if count not in self._fixed:
             key = ("calibration",)
-            drawn = agent.policy.sample(prompts, OTHERS, key, reference=True, temperature=1.0).responses
+            drawn = agent.policy.sample(prompts, number, key, reference=True, temperature=1.0).responses
             says = ranks.lead(self._labels(prompts, reference, drawn)) if ranks.rank() == 0 else ranks.follow()
             self._fixed[count] = drawn, says
         return self._fixed[count]

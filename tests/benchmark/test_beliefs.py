@@ -9,7 +9,7 @@ import pytest
 from benchmark_helpers import config, sea, silent
 from scipy.special import expit
 
-from llm_duel_env.benchmark.beliefs import OTHERS, Examiner
+from llm_duel_env.benchmark.beliefs import OTHERS, OTHERS_AT_END, Examiner
 from llm_duel_env.benchmark.calibration import calibration
 from llm_duel_env.benchmark.results import BELIEFS
 from llm_duel_env.benchmark.runner import run
@@ -36,18 +36,18 @@ class Believer:
         return np.stack([responses, 2.0 * responses]).astype(np.float64)
 
 
-def examined(task, feedback, agent, deployed, times=1):
+def examined(task, feedback, agent, deployed, times=1, last=False):
     examiner = Examiner(task, feedback)
     prompts = task.observe(task.heldout_ids)
     win = task.oracle.win_probability(prompts, deployed, np.zeros(3, int)) if not task.oracle.metered else np.ones(3)
     for number in range(times):
-        told = examiner.examine(agent, prompts, deployed, {"offline_win_probability": win}, 10 * number)
+        told = examiner.examine(agent, prompts, deployed, {"offline_win_probability": win}, 10 * number, last=last)
     return examiner, told
 
 
 def test_the_figures_by_hand(finite_task):
     task, agent, deployed = finite_task(), Believer(), np.array([1, 3, 2])
-    _, told = examined(task, Feedback("bernoulli"), agent, deployed)
+    _, told = examined(task, Feedback("bernoulli"), agent, deployed, last=True)
     margin = np.array([deployed, 2 * deployed])  # the reference is candidate 0, worth 0
     assert told["belief/believed"] == pytest.approx(expit(margin).mean())
     assert told["belief/margin"] == pytest.approx(margin.mean())
@@ -55,7 +55,7 @@ def test_the_figures_by_hand(finite_task):
     ids = task.heldout_ids
     utility = task.utilities[ids]
     assert told["belief/labelled"] == pytest.approx(expit(utility[[0, 1, 2], deployed] - utility[:, 0]).mean())
-    others = (np.arange(OTHERS) % 3)[None, :] + (ids % 2)[:, None]
+    others = (np.arange(OTHERS_AT_END) % 3)[None, :] + (ids % 2)[:, None]
     truth = expit(utility[:, :1] - np.take_along_axis(utility, others, axis=1)).ravel()
     pairs = np.array([-others.ravel(), -2 * others.ravel()])
     expected = calibration(expit(pairs).mean(axis=0), pairs.std(axis=0), truth)
