@@ -11,6 +11,7 @@ from benchmark_helpers import config, sea, silent
 from llm_duel_env.agents.online_dpo import OnlineDPO
 from llm_duel_env.benchmark.runner import run
 from llm_duel_env.benchmark.samples import LONGEST, Sample, cut, kept, read_samples, samples
+from llm_duel_env.benchmark.stored import keep, keep_samples
 from llm_duel_env.types import Candidates, Duels
 
 NAN = float("nan")
@@ -100,6 +101,27 @@ def test_one_of_each_kind_is_kept_whatever_the_outcome(finite_task):
         ("agent", 1.0),
         ("oracle", 0.0),
     ]
+
+
+def test_a_few_are_kept_with_the_results_of_the_first_seeds(tmp_path):
+    lines = [json.dumps({"number": number, "text": "x" * 100}) + "\n" for number in range(30)]
+    for seed in range(3):
+        told = config(tmp_path / f"run-{seed}", seed=seed, label="sea")
+        Path(told.folder).mkdir()
+        curve = {"queries": [0, 100], "offline_win_rate": [0.5, 0.9]}
+        (Path(told.folder) / "result.json").write_text(json.dumps({"label": "sea", "curve": curve}))
+        (Path(told.folder) / "samples.jsonl").write_text("".join(lines))
+        keep([told], tmp_path / "kept")
+    found = sorted((tmp_path / "kept").rglob("samples.jsonl"))
+    assert [path.parent.name for path in found] == ["seed-0", "seed-1"]
+    numbers = [json.loads(line)["number"] for line in found[0].read_text().splitlines()]
+    assert numbers == [0, 6, 12, 17, 23, 29]
+    long = tmp_path / "long.jsonl"
+    long.write_text("".join(f'"{"y" * 3000}{number}"\n' for number in range(6)))
+    keep_samples(long, tmp_path / "fitted.jsonl")
+    assert [line[-2] for line in (tmp_path / "fitted.jsonl").read_text().splitlines()] == ["1", "3", "5"]
+    keep_samples(tmp_path / "missing.jsonl", tmp_path / "nothing.jsonl")
+    assert not (tmp_path / "nothing.jsonl").exists()
 
 
 def test_what_is_read_is_checked(tmp_path):

@@ -46,7 +46,7 @@ def write(tables: list[Table], folder: Path) -> list[Path]:
         ("win_rate_by_kl.png", [table for table in tables if any(map(_reach, _rows(table)))], kl_panel, 6.4),
     ]
     for kind in PAIRS:
-        known = [table for table in tables if any(_path(table, row, kind) is not None for row in table.rows)]
+        known = [table for table in tables if any(path_of(table, row, kind) is not None for row in table.rows)]
 
         def draw(panel: Axes, table: Table, kind: tuple = kind) -> None:
             overoptimisation_panel(panel, table, kind)
@@ -114,7 +114,7 @@ def overoptimisation_panel(panel: Axes, table: Table, kind: tuple) -> None:
     `PAIRS`."""
     corners: list[float] = []
     for row, colour, dash in _drawn(table):
-        path = _path(table, row, kind)
+        path = path_of(table, row, kind)
         if path is None:
             continue
         proxy, target = path
@@ -137,7 +137,7 @@ def overoptimisation_panel(panel: Axes, table: Table, kind: tuple) -> None:
     dress(panel, table, "mean over seeds along training; dots: ends")
 
 
-def _path(table: Table, row: Row, kind: tuple) -> tuple[np.ndarray, np.ndarray] | None:
+def path_of(table: Table, row: Row, kind: tuple) -> tuple[np.ndarray, np.ndarray] | None:
     """Seed means of the proxy and of the target at common queries; None where a seed does not know them."""
     read = [[kind[1](result, name) for result in _runs(table, row)] for name in kind[2:4]]
     if any(found is None for curves in read for found in curves):

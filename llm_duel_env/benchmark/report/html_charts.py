@@ -68,6 +68,8 @@ class Chart:
     """Horizontal lines with a text."""
     named: bool = True
     """Whether lines are named at their ends, which then are all at the right."""
+    diagonal: bool = False
+    """Whether a line shows where both axes say the same, which then are of one range."""
 
 
 def line_chart(
@@ -83,6 +85,7 @@ def line_chart(
     guides: Sequence[tuple[float, str]] = (),
     marks: int = MARKS,
     named: bool = True,
+    diagonal: bool = False,
 ) -> Chart:
     """A chart of lines.
 
@@ -91,7 +94,7 @@ def line_chart(
         x_range, y_range: what the axes cover; by default all that is drawn. What lies beyond is cut off.
         guides: heights with a text each.
         marks: markers on each line.
-        named: see `Chart`.
+        named, diagonal: see `Chart`.
 
     Raises:
         ValueError: no series.
@@ -115,7 +118,7 @@ def line_chart(
         lines.append(Line(one.label, path(x, y), band, [(a, b) for a, b in spots if 0 <= b <= 100]))
     return Chart(
         name, title, about, x_label, y_label, ticks(x0, x1), ticks(y0, y1), lines,
-        [Tick(round(100 * float(up(np.array([height]))[0]), 2), text) for height, text in guides], named,
+        [Tick(round(100 * float(up(np.array([height]))[0]), 2), text) for height, text in guides], named, diagonal,
     )  # fmt: skip
 
 

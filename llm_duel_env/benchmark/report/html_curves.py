@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from llm_duel_env.benchmark.leaderboard import Table
 from llm_duel_env.benchmark.matched import value_at
 from llm_duel_env.benchmark.profiles import common_grid, performance_profile, sample_efficiency
-from llm_duel_env.benchmark.report.html_charts import POINTS, Chart, Series, line_chart, padded
+from llm_duel_env.benchmark.report.figures import PAIRS, path_of
+from llm_duel_env.benchmark.report.html_charts import POINTS, Chart, Series, line_chart, padded, span_of
 from llm_duel_env.benchmark.results import Curve, Result, curve, win_curve
 from llm_duel_env.benchmark.statistics import SEEDS_NEEDED, values_at
 
@@ -110,11 +112,38 @@ def kl_curves(table: Table) -> Chart | None:
     )
 
 
+def overoptimisation(kind: tuple[Any, ...]) -> Callable[[Table], Chart | None]:
+    """Makes charts of what is maximised against what is meant, along training; None where no agent's runs know both."""
+    name, _, _, _, proxy_label, target_label = kind
+
+    def chart(table: Table) -> Chart | None:
+        paths = {row.label: path for row in table.rows if (path := path_of(table, row, kind)) is not None}
+        if not paths:
+            return None
+        ends = padded(*span_of([values for path in paths.values() for values in path]))
+        return line_chart(
+            [Series(label, *path) for label, path in paths.items()],
+            name=f"over-{name}",
+            title="Over-optimisation",
+            about=f"Along training, from the first marker to the last: mean over seeds ({_seeds(table)}). Below the "
+            "diagonal the proxy promises more than it keeps.",
+            x_label=proxy_label,
+            y_label=target_label,
+            x_range=ends,
+            y_range=ends,
+            named=False,
+            diagonal=True,
+        )
+
+    return chart
+
+
 CHARTS: tuple[Callable[[Table], Chart | None], ...] = (
     learning_curves,
     regret_curves,
     performance_profiles,
     kl_curves,
+    *map(overoptimisation, PAIRS),
 )
 """The charts of a table, in order. Another one is a function more."""
 

@@ -178,6 +178,22 @@ def test_regret_far_above_the_rest_is_cut_off_and_named():
     assert "Cut off" not in html_curves.regret_curves(calm).about
 
 
+def test_what_is_promised_is_drawn_against_what_is_kept():
+    runs = []
+    for seed in range(2):
+        run = result("proxy", seed, 0.8)
+        run["curve"]["true_win_rate"] = [0.5] * len(run["curve"]["queries"])
+        runs += [run, result("plain", seed, 0.8)]
+    (one,) = leaderboard.tables(runs)
+    (chart,) = [chart for chart in html_curves.charts(one) if chart.name == "over-oracle"]
+    assert [line.label for line in chart.lines] == ["proxy"]  # the other knows no truth
+    assert chart.diagonal
+    assert [tick.place for tick in chart.x_ticks] == [tick.place for tick in chart.y_ticks]
+    assert all(bottom < left for left, bottom in chart.lines[0].marks[1:])  # below the diagonal
+    (plain,) = leaderboard.tables(runs[1::2])
+    assert not [chart for chart in html_curves.charts(plain) if chart.diagonal]
+
+
 def test_lines_are_told_apart_and_keep_their_look():
     labels = ["sea", "online_dpo", "offline_dpo", "uniform", *(f"agent {i}" for i in range(20))]
     looks = html_styles.looks_of([labels, ["agent 5", "new", "sea"], labels[::-1]])

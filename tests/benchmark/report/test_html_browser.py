@@ -154,7 +154,8 @@ def test_the_legend_chooses_who_is_drawn(visit):
     page.get_by_role("button", name="the first choice").first.click()
     assert page.evaluate(drawn) == 5
     heights = page.evaluate(
-        "[...document.querySelectorAll('#synthetic-v0-wins .marks:not([hidden]) .end')].map(e => e.getBoundingClientRect().top)"
+        "[...document.querySelectorAll('#synthetic-v0-wins .marks:not([hidden]) .end')]"
+        ".map(end => end.getBoundingClientRect().top)"
     )
     gaps = [below - above for above, below in itertools.pairwise(sorted(heights))]
     assert min(gaps) > 11  # no two names of lines lie on each other
