@@ -22,6 +22,7 @@ from llm_duel_env import ranks
 from llm_duel_env.agents.policies.base import PolicyConfig
 from llm_duel_env.types import Metrics
 
+
 class Background:
     """Learns one lesson at a time in a thread of its own, on weights of its own.
 
@@ -30,9 +31,7 @@ class Background:
         whole: within it `trained` has all its weights on this rank.
     """
 
-    def __init__(
-        self, trained: nn.Module, whole: Callable[[], AbstractContextManager[None]] = nullcontext
-    ) -> None:
+    def __init__(self, trained: nn.Module, whole: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
         self.trained, self.whole = trained, whole
         self.acting = copy.deepcopy(trained)
         """What the policy acts by."""
