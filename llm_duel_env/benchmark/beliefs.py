@@ -21,8 +21,8 @@ from llm_duel_env.oracles.feedback import Feedback
 from llm_duel_env.tasks.base import Task
 from llm_duel_env.types import Metrics, Observation, batch_size, rows_of
 
-EVERY = 0.1
-"""Share of the budget between two examinations: every fifth evaluation of the usual grid, to keep it cheap."""
+EVERY = 0.125
+"""Share of the budget between two examinations: all of them cost less than a tenth of a run's evaluations."""
 OTHERS, OTHERS_AT_END = 1, 4
 """Samples of the reference policy that are paired with a prompt's reference response."""
 PROMPTS = 128
@@ -69,12 +69,11 @@ class Examiner:
         Returns:
             What of `BELIEFS` is known, under ``belief/``.
         """
-        rows = self._with_reference(prompts)[:PROMPTS]
-        if not len(rows):  # so it stays in this run
+        stored = self.task.reference(prompts["prompt_id"])
+        rows = np.flatnonzero([text is not None for text in ([] if stored is None else stored)])[:PROMPTS]
+        if stored is None or not len(rows):  # so it stays in this run
             return {}
-        prompts, deployed = rows_of(prompts, rows), deployed[rows]
-        reference = self.task.reference(prompts["prompt_id"])
-        assert reference is not None
+        prompts, deployed, reference = rows_of(prompts, rows), deployed[rows], stored[rows]
         others, says = self._others(agent, prompts, reference, OTHERS_AT_END if last else OTHERS)
         rewards = agent.beliefs(prompts, np.column_stack([deployed, reference, others]))  # (E, M, 2 + others)
         if ranks.rank() > 0:
@@ -100,10 +99,6 @@ class Examiner:
             return None
         known = [name for name in BELIEFS if any(point.get(name) is not None for point in self.points)]
         return {name: [point.get(name) for point in self.points] for name in ("queries", *known)}
-
-    def _with_reference(self, prompts: Observation) -> np.ndarray:
-        reference = self.task.reference(prompts["prompt_id"])
-        return np.flatnonzero([stored is not None for stored in ([] if reference is None else reference)])
 
     def _mean_label(self, probability: np.ndarray | None, rows: np.ndarray) -> float:
         if probability is None:

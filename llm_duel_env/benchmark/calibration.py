@@ -33,12 +33,13 @@ def calibration(probability: np.ndarray, spread: np.ndarray, truth: np.ndarray) 
     probability, spread, truth = probability[kept], spread[kept], truth[kept]
     if not len(truth):
         return dict.fromkeys(("accuracy", "calibration_error", "spread_tells_error", "doubt_tells_error"), float("nan"))
-    error = np.abs(probability - truth)
+    doubt, error = 0.5 - np.abs(probability - 0.5), np.abs(probability - truth)
+    ranked = stats.rankdata(np.stack([spread, doubt, error]), axis=1)
     return {
         "accuracy": float(1 - np.abs(hard(probability) - hard(truth)).mean()),
         "calibration_error": expected_calibration_error(probability, truth),
-        "spread_tells_error": rank_correlation(spread, error),
-        "doubt_tells_error": rank_correlation(0.5 - np.abs(probability - 0.5), error),
+        "spread_tells_error": correlation(ranked[0], ranked[2]),
+        "doubt_tells_error": correlation(ranked[1], ranked[2]),
     }
 
 
@@ -58,12 +59,8 @@ def expected_calibration_error(probability: np.ndarray, truth: np.ndarray, bins:
     return float(np.abs(gaps).sum() / len(confidence))
 
 
-def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
-    """Spearman's; NaN for fewer than three pairs and where either is constant.
-
-    >>> round(rank_correlation(np.array([1.0, 2.0, 4.0]), np.array([0.0, 0.5, 9.0])), 6)
-    1.0
-    """
+def correlation(x: np.ndarray, y: np.ndarray) -> float:
+    """Pearson's, of ranks Spearman's; NaN for fewer than three pairs and where either is constant."""
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return float("nan")
-    return float(np.corrcoef(stats.rankdata(x), stats.rankdata(y))[0, 1])
+    return float(np.corrcoef(x, y)[0, 1])

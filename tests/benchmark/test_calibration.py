@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from llm_duel_env.benchmark.calibration import calibration, expected_calibration_error, rank_correlation
+from llm_duel_env.benchmark.calibration import calibration, correlation, expected_calibration_error
 
 
 def test_by_hand():
@@ -51,7 +51,7 @@ def test_a_spread_that_knows_is_told_from_one_that_does_not():
 def test_nothing_is_said_of_nothing():
     none = calibration(np.array([0.7, 0.4]), np.array([0.1, 0.2]), np.array([0.5, np.nan]))
     assert all(np.isnan(value) for value in none.values())
-    assert np.isnan(rank_correlation(np.ones(5), np.arange(5.0)))
-    assert np.isnan(rank_correlation(np.arange(2.0), np.arange(2.0)))
+    assert np.isnan(correlation(np.ones(5), np.arange(5.0)))
+    assert np.isnan(correlation(np.arange(2.0), np.arange(2.0)))
     with pytest.raises(ValueError, match="one length"):
         calibration(np.zeros(2), np.zeros(3), np.zeros(2))
