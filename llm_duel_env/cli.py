@@ -231,6 +231,8 @@ def _submit(told: Submit) -> int:
     made = pack(told.runs, told.out, by=told.by, description=told.description, seeds=told.seeds)
     for entry in made["entries"]:
         print(f"{entry['label']} on {entry['env']}: {entry['budget']} queries, seeds {entry['seeds']}")
+        if in_file(entry["agent"]):
+            print(f"{entry['agent']} is a file: others cannot replay it unless it is a package", file=sys.stderr)
     print(f"{len(made['runs'])} runs: {told.out} ({told.out.stat().st_size} bytes, sha256 {sha256(told.out)})")
     return 0
 

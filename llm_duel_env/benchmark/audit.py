@@ -212,7 +212,7 @@ def _check_rounds(where: str, result: Result, metrics: list[dict[str, Any]], rec
     charged = Counter(record["round"] for record in records)
     ties = Counter(record["round"] for record in records if record["label"] == 0.5)
     for number, line in enumerate(rounds):
-        told = [line.get(name) for name in ("charged", "shown", "ties")]
+        told: list[Any] = [line.get(name) for name in ("charged", "shown", "ties")]
         if not all(map(_count, told)):
             raise AuditError(f"{where}/metrics.jsonl: round {number + 1}: expected three counts, got {told}")
         identical = told[1] - told[0]  # a pair of equal responses is shown, is a tie, and costs nothing
@@ -259,7 +259,7 @@ def _check_curve(where: str, result: Result, metrics: list[dict[str, Any]]) -> N
         while number and at < len(evaluations) - 1 and not _agrees(point, evaluations[at]):
             at += 1
         if not _agrees(point, evaluations[at]):
-            nearest = next((e for e in evaluations if e.get("queries") == point["queries"]), {})
+            nearest: dict[str, Any] = next((e for e in evaluations if e.get("queries") == point["queries"]), {})
             told = {name: (nearest.get(name), value) for name, value in point.items() if nearest.get(name) != value}
             raise AuditError(
                 f"{where}: curve: metrics.jsonl has no such evaluation as that after {point['queries']} queries; what "

@@ -115,11 +115,11 @@ def manifest(
     for name, value, most in (("by", by, 200), ("description", description, 2000)):
         if not isinstance(value, str) or not value.strip() or len(value) > most or not value.isprintable():
             raise SubmissionError(f"--{name}: expected 1 to {most} printable characters, got {str(value)[:80]!r}")
-    told = ("label", "agent", "env", "env_kwargs", "budget", "batch", "eval_prompts", "feedback", "env_spec")
-    told += ("agent_config", "agent_source")
+    told = ("label", "agent", "env", "env_kwargs", "budget", "batch", "eval_prompts", "feedback")
+    held = ("env_spec", "agent_config", "agent_source")
     entries: dict[str, dict[str, Any]] = {}
     for _, result in sorted(results.items()):
-        entry = entries.setdefault(_entry(result), {name: result.get(name) for name in told} | {"seeds": []})
+        entry = entries.setdefault(_entry(result), {name: result.get(name) for name in told + held} | {"seeds": []})
         entry["seeds"] = sorted([*entry["seeds"], result["seed"]])
     return {
         "format": FORMAT,
@@ -213,11 +213,11 @@ def read(path: str | Path) -> Submission:
         raise SubmissionError(f"{path}: expected the files that the manifest names, got {extra[0]} too")
     check_together(results.values(), told.get("seeds") or ())
     _check_manifest(path, told, results, sizes)
-    found: list[Result] = [
+    gathered: list[Result] = [
         {**result, "folder": f"{path}/{name}", "archive": str(path), "member": name, "by": told["by"]}
         for name, result in results.items()
     ]
-    return Submission(path, told["by"], told["description"], found)
+    return Submission(path, told["by"], told["description"], gathered)
 
 
 def ledger_of(result: Result) -> bytes:

@@ -21,7 +21,7 @@ from llm_duel_env.benchmark.results import find_results
 from llm_duel_env.benchmark.runner import run
 from llm_duel_env.benchmark.stored import keep
 from llm_duel_env.benchmark.suite import load_suite
-from llm_duel_env.options import Enter
+from llm_duel_env.options import Enter, Leaderboard, Submit
 
 PACKAGE = Path(__file__).parents[2] / "examples" / "their_agent"
 SUITE = {
@@ -73,6 +73,9 @@ def test_one_command_from_a_file_to_the_table(elsewhere, capsys):
     assert replay(mine, 3).equal  # one's own file; somebody else's archive must not name one
     with pytest.raises(CannotReplay, match="is a file of its author's"):
         replay({**mine, "archive": "theirs.zip"}, 3)
+    assert cli.carry_out(Submit((Path("runs"),), Path("mine.zip"), by="A. Person", description="mine")) == 0
+    assert "others cannot replay it unless it is a package" in capsys.readouterr().err
+    assert cli.carry_out(Leaderboard((Path("mine.zip"),))) == 0  # and its file is not needed to read it
 
 
 def test_kept_results_stand_for_agents_that_are_not_played(elsewhere):
