@@ -221,6 +221,7 @@ def _leaderboard_command(told: Leaderboard) -> str:
 
 
 def _submit(told: Submit) -> int:
+    from llm_duel_env.benchmark.registry import in_file
     from llm_duel_env.benchmark.rerun import check, rounds_of
     from llm_duel_env.benchmark.results import find_results
     from llm_duel_env.benchmark.run_folder import sha256
