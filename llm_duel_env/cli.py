@@ -141,7 +141,8 @@ def _bench(told: Bench) -> int:
 def _tell(table: Any) -> int:
     from rich.console import Console
 
-    Console().print(table)
+    console = Console()
+    (console if console.is_terminal else Console(width=180)).print(table)  # a file or a pipe does not wrap
     return 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 from collections.abc import Sequence
@@ -70,40 +69,38 @@ def table(runs: Sequence[RunConfig], kept: Kept | None) -> Table:
     """What the runs are and what of them is over, a row for each task and label and one for all: for the terminal.
 
     Hours are those of one process for what is left, at the pace of kept results of the same agent on the same
-    environment; where there are none they are not known, and neither is their sum.
+    environment; where there are none they are not known, and their sum is a lower bound.
 
     Args:
         runs: of a suite.
         kept: results beside the code, which count as over.
     """
     made = Table(title=f"{len(runs)} runs", title_justify="left")
-    for name in ("task", "label"):
-        made.add_column(name, overflow="fold")
+    made.add_column("task", overflow="fold")
+    made.add_column("label", no_wrap=True)
     for name in ("runs", "over", "kept", "to play", "queries to buy", "hours"):
         made.add_column(name, justify="right")
-    total, hours = [0, 0, 0, 0, 0], 0.0
+    total, hours = [0, 0, 0, 0, 0], list[float | None]()
     for task in tasks_of(runs):
         on_task = [run for run in runs if slug(run.env, run.env_kwargs) == task]
         for label in dict.fromkeys(run.label for run in on_task):
             numbers, more = _numbers([run for run in on_task if run.label == label], kept)
-            made.add_row(task, label, *map(str, numbers), _told(more))
-            total, hours = [one + other for one, other in zip(total, numbers, strict=True)], hours + more
+            made.add_row(task, label, *map(str, numbers), "–" if more is None else f"{more:.2f}")
+            total, hours = [one + other for one, other in zip(total, numbers, strict=True)], [*hours, more]
         made.add_section()
-    made.add_row("all", "", *map(str, total), _told(hours))
+    known = [each for each in hours if each is not None]
+    bound = ">" if len(known) < len(hours) else ""
+    made.add_row("all", "", *map(str, total), f"{bound}{sum(known):.2f}" if known else "–")
     return made
 
 
-def _numbers(runs: Sequence[RunConfig], kept: Kept | None) -> tuple[list[int], float]:
+def _numbers(runs: Sequence[RunConfig], kept: Kept | None) -> tuple[list[int], float | None]:
     """Runs, those over in their folders, those kept, those to be played, and the queries that these will buy; and the
-    hours of these, NaN where nobody knows."""
+    hours of these, None where nobody knows."""
     stored = [kept is not None and kept.result(run) is not None for run in runs]
     over = [not known and RunFolder(run.folder).result.exists() for run, known in zip(runs, stored, strict=True)]
     left = [run for run, known, done in zip(runs, stored, over, strict=True) if not known and not done]
     queries = sum(run.budget for run in left)
     pace = kept.seconds_per_query(runs[0].agent, runs[0].env) if kept is not None and left else None
-    hours = 0.0 if not left else math.nan if pace is None else queries * pace / 3600
-    return [len(runs), sum(over), sum(stored), len(left), queries], hours
-
-
-def _told(hours: float) -> str:
-    return "–" if math.isnan(hours) else f"{hours:.2f}"
+    known = 0.0 if not left else None if pace is None else queries * pace / 3600
+    return [len(runs), sum(over), sum(stored), len(left), queries], known

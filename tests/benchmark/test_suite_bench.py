@@ -73,10 +73,10 @@ def test_a_dry_run_counts_a_part_is_played_and_kept_apart_by_task(command, tmp_p
     assert folder.startswith("kept/mixed/Synthetic-v0-flip_rate-0.3")
 
     found = rows(command(MIXED, "--results", "kept", "--dry-run")[1])
-    assert found["all", ""] == [8, 0, 2, 6, 6 * 24, "–"]  # nothing is known of online DPO's pace
+    assert found["all", ""] == [8, 0, 2, 6, 6 * 24, ">0.00"]  # nothing is known of online DPO's pace
     assert [numbers[-1] for (_, label), numbers in found.items() if label == "uniform"] == ["0.00", "0.00"]
     found = rows(command(MIXED, "--dry-run", "--only", "uniform")[1])  # the runs' own folders
-    assert found["all", ""] == [4, 2, 0, 2, 2 * 24, "–"]
+    assert found["all", ""] == [4, 2, 0, 2, 2 * 24, ">0.00"]
     code, _, err = command(MIXED, "--only", "sea")
     assert code == 2
     assert "no run is named by 'sea'" in err
