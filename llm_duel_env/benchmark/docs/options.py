@@ -58,8 +58,7 @@ def options_of(made: Callable[..., Any]) -> list[list[str]]:
             continue
         if parameter.name not in told:
             raise ValueError(f"{made.__qualname__}: its argument {parameter.name!r} is not explained under Args")
-        required = parameter.default is parameter.empty
-        default = "required" if required else f"`{_shown(parameter.default)}`"
+        default = "required" if parameter.default is parameter.empty else _shown(parameter.default)
         rows.append([f"`{parameter.name}`", default, told[parameter.name]])
     if unknown := sorted(set(told) - known):
         raise ValueError(f"{made.__qualname__}: Args explains {unknown}, which it does not take")
@@ -99,10 +98,11 @@ def _fields(config_class: type) -> list[list[str]]:
     fields = dataclasses.fields(config_class)
     if missing := [field.name for field in fields if field.name not in told]:
         raise ValueError(f"{config_class.__name__}: {missing} have no docstring under them")
-    return [[f"`{field.name}`", f"`{_shown(field.default)}`", told[field.name]] for field in fields]
+    return [[f"`{field.name}`", _shown(field.default), told[field.name]] for field in fields]
 
 
 def _shown(default: object) -> str:
-    if isinstance(default, str):
-        return '""' if not default else default if len(default) <= 40 else "its own"
-    return "None" if default is None else written(default)
+    """A default as a table has it; a long text has no place in one."""
+    if isinstance(default, str) and len(default) > 40:
+        return "its own"
+    return "`None`" if default is None else f"`{written(default)}`" if default != "" else '`""`'
