@@ -25,7 +25,7 @@ EVERY = 0.125
 """Share of the budget between two examinations: all of them cost less than a tenth of a run's evaluations."""
 OTHERS, OTHERS_AT_END = 1, 4
 """Samples of the reference policy that are paired with a prompt's reference response."""
-PROMPTS = 128
+PROMPTS = 96
 """The most prompts of an examination."""
 
 

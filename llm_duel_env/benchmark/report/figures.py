@@ -16,6 +16,8 @@ from llm_duel_env.benchmark.results import Curve, Result, belief_curve, curve, w
 from llm_duel_env.benchmark.statistics import SEEDS_NEEDED
 
 POINTS = 101
+BANDED = 10
+"""Agents up to which bands are drawn: of more, nobody could tell them apart."""
 PAIRS: tuple[tuple[str, Callable[[Result, str], Curve | None], str, str, str, str], ...] = (
     (
         "oracle",
@@ -72,7 +74,7 @@ def profile_panel(panel: Axes, table: Table) -> None:
     banded = False
     for row, colour, dash in _drawn(table):
         band = performance_profile(ends[row.label], levels)
-        if band.n >= SEEDS_NEEDED[table.kind]:
+        if band.n >= SEEDS_NEEDED[table.kind] and len(table.rows) <= BANDED:
             panel.fill_between(levels, band.low, band.high, color=colour, alpha=0.13, linewidth=0, step="post")
             banded = True
         panel.plot(
@@ -97,7 +99,7 @@ def kl_panel(panel: Axes, table: Table) -> None:
         levels = np.linspace(0.0, reach, POINTS)
         curves = [(levels, np.array([_at(level, run) for level in levels])) for run in runs]
         band = sample_efficiency(curves, levels, "mean")
-        if band.n >= SEEDS_NEEDED[table.kind]:
+        if band.n >= SEEDS_NEEDED[table.kind] and len(table.rows) <= BANDED:
             panel.fill_between(levels, band.low, band.high, color=colour, alpha=0.13, linewidth=0)
             banded = True
         panel.plot(levels, band.estimate, color=colour, linestyle=dash, linewidth=1.6, label=row.label)
