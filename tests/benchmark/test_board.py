@@ -147,8 +147,7 @@ def test_a_tiny_board_from_beginning_to_end(tmp_path, monkeypatch, capsys):
     assert "6 results kept" in command(*bench)
     kept = sorted(results.rglob("*"))
     files = [path for path in kept if path.is_file()]
-    assert len(files) == 6
-    assert {path.name for path in files} == {"result.json"}
+    assert sorted(path.name for path in files) == ["result.json"] * 6 + ["samples.jsonl"] * 6  # of seeds 0 and 1
     assert max(path.stat().st_size for path in files) <= stored.LARGEST
     again = command(*bench[:3], "elsewhere", *bench[4:])
     assert "6 of 6 runs are kept" in again
