@@ -213,11 +213,14 @@ def _play(session: Session, result: Result, rounds: int) -> Replay:
 
 
 def _evaluation_difference(session: Session, curve: dict[str, list[Any]], at: int) -> str:
+    """Which figures of the last evaluation are others than those of the curve's point `at`; empty where none is."""
     mine = finite(rounded(session.curve[-1]))
-    for name, values in curve.items():
-        if mine.get(name) != values[at]:
-            return f"evaluation after {curve['queries'][at]} queries: {name} was {values[at]}, here {mine.get(name)}"
-    return ""
+    differing = [name for name, values in curve.items() if mine.get(name) != values[at]]
+    if not differing:
+        return ""
+    first, told = differing[0], f"{len(differing)} of {len(curve)} figures differ: {', '.join(differing)}"
+    was = f"{first} was {curve[first][at]}, here {mine.get(first)}"
+    return f"evaluation after {curve['queries'][at]} queries: {was} ({told})"
 
 
 def _held_labels(result: Result) -> list[Record] | None:
