@@ -1,7 +1,7 @@
 """An agent by somebody else: the sample that DPO has raised most duels with the one that it has lowered most.
 
-`pip install -e .` in this folder, and `llm-duel enter margin_duelist` plays it beside online DPO and prints the table. Not
-installed, the same is `llm-duel enter their_agent.py:MarginDuelist`. It plays finite tasks and text alike.
+`pip install -e .` in this folder, and `llm-duel enter margin_duelist` plays it beside online DPO and prints the table.
+Not installed, the same is `llm-duel enter their_agent.py:MarginDuelist`. It plays finite tasks and text alike.
 """
 
 from dataclasses import dataclass, field
