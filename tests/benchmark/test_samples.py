@@ -11,6 +11,7 @@ from benchmark_helpers import config, sea, silent
 from llm_duel_env.agents.online_dpo import OnlineDPO
 from llm_duel_env.benchmark.runner import run
 from llm_duel_env.benchmark.samples import LONGEST, Sample, cut, kept, read_samples, samples
+from llm_duel_env.benchmark.session import Session
 from llm_duel_env.benchmark.stored import keep, keep_samples
 from llm_duel_env.types import Candidates, Duels
 
@@ -47,6 +48,29 @@ def test_a_run_keeps_a_few_duels_of_every_mark(tmp_path):
     for sample in asked:
         if not sample.same:
             assert sample.first_wins == labels[sample.prompt_id, sample.round - 1]
+
+
+def test_what_was_written_after_the_last_checkpoint_is_written_again(tmp_path, monkeypatch):
+    whole, broken = sea(tmp_path / "whole"), sea(tmp_path / "broken", checkpoint_every=1e-6)
+    run(whole, say=silent)
+    save, saved = Session.save_if_due, []
+
+    def killed(session):
+        if len(saved) > 3 and session.samples.bytes > saved[-1]:  # samples are written that no checkpoint knows
+            raise KeyboardInterrupt
+        save(session)
+        saved.append(session.samples.bytes)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Session, "save_if_due", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(broken, say=silent)
+    written = (tmp_path / "broken" / "samples.jsonl").stat().st_size
+    assert written > saved[-1]
+    run(broken, resume=True, say=silent)
+    found = [(tmp_path / name / "samples.jsonl").read_bytes() for name in ("whole", "broken")]
+    assert found[0] == found[1]
+    assert len(found[0]) > written
 
 
 def test_notes_bear_on_nothing(tmp_path, monkeypatch):
