@@ -184,9 +184,7 @@ class Session:
             beliefs: Metrics = {}
             if self.examiner.due(self.agent, self.queries, self.config.budget, last=self.over):
                 deployed = responses[: len(diagnosed["prompt_id"])]
-                beliefs = self.examiner.examine(
-                    self.agent, diagnosed, deployed, measured, self.queries, last=self.over
-                )
+                beliefs = self.examiner.examine(self.agent, diagnosed, deployed, measured, self.queries, last=self.over)
         if self.over and "length_difference" in measured:
             point[LENGTH_CONTROLLED] = length_controlled(measured["offline_win_rate"], measured["length_difference"])
         wins = measured["offline_win_rate"]
