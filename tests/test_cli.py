@@ -120,6 +120,7 @@ def test_a_run_its_result_and_its_leaderboard(tmp_path, capsys):
     assert (tmp_path / "report" / "win_rate.png").exists()
 
 
+@pytest.mark.slow
 def test_a_suite_from_a_file(tmp_path, capsys):
     suite = tmp_path / "small.yaml"
     kwargs = "{task_kwargs: {candidates: 6, train_prompts: 40, heldout_prompts: 24}}"

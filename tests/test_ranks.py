@@ -48,6 +48,7 @@ def test_a_rank_that_fails_brings_the_others_down_with_its_reason(monkeypatch, c
     assert seconds < 60  # most of it is importing torch; the ranks would wait for half an hour
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_is_missed(monkeypatch, capfd):
     monkeypatch.setenv("LLM_DUEL_SILENCE", "4")
     status, seconds = play("stops", 2, monkeypatch)

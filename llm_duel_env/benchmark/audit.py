@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from llm_duel_env.benchmark.outcome import CURVE_POINTS
 from llm_duel_env.benchmark.results import Result
 from llm_duel_env.benchmark.run_config import RunConfig, env_kwargs_at
 from llm_duel_env.benchmark.run_folder import finite, rounded
@@ -26,8 +27,6 @@ from llm_duel_env.oracles.feedback import Feedback
 
 REQUIRED = ("result.json", "config.json", "command.txt", "versions.json", "ledger.jsonl", "metrics.jsonl")
 """What `llm-duel run` leaves in the folder of a finished run, and what is looked at."""
-CURVE_POINTS = 101
-"""Most evaluations in a result's curve."""
 
 
 class AuditError(ValueError):

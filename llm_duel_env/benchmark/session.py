@@ -19,16 +19,14 @@ from llm_duel_env import ranks
 from llm_duel_env.benchmark import registry, shared
 from llm_duel_env.benchmark.beliefs import Examiner
 from llm_duel_env.benchmark.heartbeat import Pulse
-from llm_duel_env.benchmark.labels import KINDS, label_counts
-from llm_duel_env.benchmark.origin import origin
+from llm_duel_env.benchmark.labels import label_counts
+from llm_duel_env.benchmark.outcome import LENGTH_CONTROLLED, known, outcome
 from llm_duel_env.benchmark.run_config import RunConfig, env_kwargs_at, env_spec
 from llm_duel_env.benchmark.run_folder import (
     MetricsFile,
     RunFolder,
-    finite,
     read_json,
     rounded,
-    sha256,
     versions,
     write_json,
 )
@@ -40,16 +38,6 @@ from llm_duel_env.types import Duels, Metrics
 DIAGNOSED = 64
 """Held-out prompts on which KL, entropy and length are measured along the curve; at its end, on all that
 are evaluated."""
-CURVE = (
-    *("queries", "offline_win_rate", "win_low", "win_high", "offline_win_probability", "true_utility"),
-    *("simple_regret", "kl", "entropy", "length", "mean_online_win_rate", "cumulative_regret", "claimed_queries"),
-    "true_win_rate",
-)
-"""What of an evaluation goes into the result's curve, where the task knows it."""
-LENGTH_CONTROLLED = "length_controlled_win_rate"
-"""Of the last evaluation, on tasks of text."""
-CURVE_POINTS = 101
-"""Evaluations in the result's curve; of more, this many are kept. The metrics file has them all."""
 
 
 class Session:
@@ -81,7 +69,7 @@ class Session:
         self.time: dict[str, float] = defaultdict(float)
         """Seconds by kind of work, over all sittings of the run."""
         self.logged: dict[str, float] = {}
-        """`_all_seconds` when the scalars were last written: what came since goes with the next."""
+        """`all_seconds` when the scalars were last written: what came since goes with the next."""
         self.sums: dict[str, float] = defaultdict(float)
         """Totals over rounds: duels shown (of prompts with a reference), online wins in them, regret, gradient steps,
         oracle evaluations beyond labels that the agent was told, tokens generated for duels."""
@@ -121,7 +109,7 @@ class Session:
         if not self.curve:
             return Pulse(self.queries, "starting")
         wins = self.curve[-1]["offline_win_rate"]
-        return Pulse(self.queries, f"win rate {wins:.3f}" if _known(wins) else "")
+        return Pulse(self.queries, f"win rate {wins:.3f}" if known(wins) else "")
 
     def start(self) -> list[str]:
         """Begins, or goes on from the checkpoint; returns what there is to tell."""
@@ -188,11 +176,11 @@ class Session:
         if self.over and "length_difference" in measured:
             point[LENGTH_CONTROLLED] = length_controlled(measured["offline_win_rate"], measured["length_difference"])
         wins = measured["offline_win_rate"]
-        if (known := ~np.isnan(wins)).any():
-            interval = bootstrap_interval(wins[known], seed=self.config.seed, resamples=1000)
+        if (judged := ~np.isnan(wins)).any():
+            interval = bootstrap_interval(wins[judged], seed=self.config.seed, resamples=1000)
             point |= {"win_low": interval.low, "win_high": interval.high}
-        self.curve.append({"queries": self.queries} | point | self._so_far())
-        self._log("eval", point | beliefs | self._so_far())
+        self.curve.append({"queries": self.queries} | point | self.so_far())
+        self._log("eval", point | beliefs | self.so_far())
 
     def _sample(self) -> None:
         """Writes a few duels of the last round for people to read."""
@@ -228,7 +216,7 @@ class Session:
         self.save()
         self._log("end", {})
         if ranks.rank() == 0:
-            write_json(self.folder.result, self._result(), indent=None)
+            write_json(self.folder.result, outcome(self), indent=None)
         ranks.meet()
         return read_json(self.folder.result)
 
@@ -241,7 +229,7 @@ class Session:
             "time": dict(self.time),
             "logged": self.logged,
             "env_seconds": self.core.seconds,
-            "seconds": self._seconds(),
+            "seconds": self.seconds(),
             "sums": dict(self.sums),
             "curve": self.curve,
             "beliefs": self.examiner.points,
@@ -264,7 +252,7 @@ class Session:
         self.bought = state.get("bought", [])  # checkpoints of earlier versions keep none
         self.truncated = state["truncated"]
         self.begun -= state["seconds"]
-        self.logged = state.get("logged", self._all_seconds())  # checkpoints of earlier versions keep none
+        self.logged = state.get("logged", self.all_seconds())  # checkpoints of earlier versions keep none
 
     def _round_metrics(self, duels: Duels, info: dict[str, Any], learnt: Metrics) -> Metrics:
         shown = ~np.isnan(info["preference"])
@@ -289,15 +277,16 @@ class Session:
             self.sums["evaluations"] += 2 * int(shown.sum())
         if "scores" in self.agent.needs:
             self.sums["evaluations"] += int(np.sum(info["evaluations"]))
-        return found | {f"agent/{name}": float(value) for name, value in learnt.items()} | self._so_far()
+        return found | {f"agent/{name}": float(value) for name, value in learnt.items()} | self.so_far()
 
-    def _so_far(self) -> Metrics:
+    def so_far(self) -> Metrics:
+        """The mean online win rate and the regret of all duels until now."""
         wins = self.sums["online_win_rate"] / self.sums["shown"] if self.sums["shown"] else float("nan")
         return {"mean_online_win_rate": wins, "cumulative_regret": self.sums["regret"]}
 
     def _log(self, kind: str, scalars: Metrics) -> None:
         """Writes scalars, and with them the seconds spent since the last were written."""
-        now = self._all_seconds()
+        now = self.all_seconds()
         spent = {f"time/{name}": seconds - self.logged.get(name, 0.0) for name, seconds in now.items()}
         self.logged = now
         if ranks.rank() > 0:
@@ -315,10 +304,11 @@ class Session:
         yield
         self.time[name] += time.perf_counter() - begun
 
-    def _seconds(self) -> float:
+    def seconds(self) -> float:
+        """How long the run has taken, all its sittings together."""
         return time.monotonic() - self.begun
 
-    def _all_seconds(self) -> dict[str, float]:
+    def all_seconds(self) -> dict[str, float]:
         """Seconds by kind of work, and by stage inside the policy, the agent and the environment's step."""
         found = dict(self.time)
         for owner, stages in (
@@ -332,53 +322,6 @@ class Session:
     def _generated_tokens(self) -> int:
         """Tokens that the policy has sampled, evaluations by `respond` included; 0 on finite tasks."""
         return getattr(self.agent.policy, "generated_tokens", 0)
-
-    def _result(self) -> dict[str, Any]:
-        config, agent, curve = self.config, type(self.agent), thinned(self.curve, CURVE_POINTS)
-        found = {
-            "agent": config.agent,
-            "label": config.label or config.agent,
-            "provenance": agent.provenance,
-            "needs": sorted(agent.needs),
-            "env": config.env,
-            "kind": self.core.task.kind,
-            "env_kwargs": config.env_kwargs,
-            "feedback": self.core.core.feedback.kind,
-            "overrides": config.overrides,
-            "seed": config.seed,
-            "budget": config.budget,
-            "batch": config.batch,
-            "eval_prompts": len(self.heldout),
-            "queries": self.queries,
-            "evaluations": int(self.sums["evaluations"]),
-            "labels": {name: int(self.sums[f"labels/{name}"]) for name in KINDS},
-            "oracle": self.core.task.oracle.usage(),
-            "rounds": int(self.core.round),
-            "status": "stalled" if self.queries < config.budget and self.stalled else "finished",
-            "curve": {name: [p.get(name) for p in curve] for name in CURVE if _known(curve[-1].get(name))},
-            "beliefs": self.examiner.curves(),
-            LENGTH_CONTROLLED: self.curve[-1].get(LENGTH_CONTROLLED),
-            "online_win_rate": self._so_far()["mean_online_win_rate"],
-            "cumulative_regret": self.sums["regret"],
-            "gradient_steps": int(self.sums["gradient_steps"]),
-            "generated_tokens": int(self.sums["generated_tokens"]) if self.core.task.kind == "text" else None,
-            "seconds": self._seconds(),
-            "time": self._all_seconds(),
-            "fingerprint": self.fingerprint,
-            "ledger_sha256": sha256(self.folder.ledger),
-        }
-        return finite(rounded(found)) | origin(config, self.folder)
-
-
-def thinned(points: list, most: int) -> list:
-    """At most `most` of `points`, evenly spread, the first and the last among them.
-
-    >>> thinned([0, 1, 2, 3, 4, 5, 6], 4)
-    [0, 2, 4, 6]
-    """
-    if len(points) <= most:
-        return points
-    return [points[i] for i in np.linspace(0, len(points) - 1, most).round().astype(int)]
 
 
 def within_budget(duels: Duels, remaining: int) -> Duels:
@@ -401,8 +344,3 @@ def changed_versions(folder: RunFolder) -> list[str]:
     now = versions()
     names = [name for name in now if name in was and was[name] != now[name]]
     return [f"warning: {name} was {was[name]} when the run began, and is {now[name]}" for name in names]
-
-
-def _known(value: float | None) -> bool:
-    """False for what the task does not know: absent, NaN, or, read back from JSON, None."""
-    return value is not None and not np.isnan(value)

@@ -103,6 +103,7 @@ def test_samples_depend_on_the_seed_alone(tokenizer, policy, heldout):
     assert sample(policy, tokenizer, prompts, 4, seed=1) != sample(policy, tokenizer, prompts, 4, seed=2)
 
 
+@pytest.mark.slow
 def test_the_policy_can_do_the_task_and_mostly_does_not(tokenizer, policy, heldout):
     # Prompts that the build did not measure (its table is of the first 256), and wider margins: the sample is small.
     measured = measure_policy(policy, tokenizer, [row["prompt"] for row in heldout[256:280]], seed=0)

@@ -54,6 +54,7 @@ def assert_alike_ledgers(left, right):
     np.testing.assert_allclose(*chances, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_ranks_play_the_language_model_run_of_one(tmp_path, capfd):
     overrides = {"policy.learning_rate": 1e-4, "policy.temperature": 1.0, "policy.encoder": "task", "candidates": 4}
     overrides |= SMALL_ERM | {"reward_model.start": 8, "burn_in": 0.3}

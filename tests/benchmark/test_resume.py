@@ -126,6 +126,7 @@ def test_a_language_model_killed_and_resumed_is_the_same_bit_for_bit(tmp_path):
     assert_same(whole.folder, broken.folder)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_killed_while_it_learns_in_the_background(tmp_path):
     whole = sea(tmp_path / "whole")

@@ -82,6 +82,7 @@ def test_a_worker_that_dies_takes_only_its_run_with_it(tmp_path, monkeypatch):
     assert json.loads(Path(runs[1].folder, "result.json").read_text())["queries"] == 100
 
 
+@pytest.mark.slow
 def test_a_worker_stopped_from_outside_is_said_and_the_rest_goes_on(tmp_path):
     long = config(tmp_path / "long", agent="uniform", overrides={}, budget=1_000_000, batch=2, eval_every=1.0)
     short = config(tmp_path / "short", agent="uniform", overrides={})

@@ -99,6 +99,7 @@ def serving():
             process.kill()
 
 
+@pytest.mark.slow
 def test_a_real_server_judges(serving, tmp_path):
     folder = make_judge_model(tmp_path / "judge")
     oracle = JudgeOracle(str(folder), url=serving(folder), template="{prompt} {first} {second}", max_tokens=4)
