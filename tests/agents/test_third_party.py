@@ -5,10 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 CHECKS = ("acts_updates", "same_seed", "never_seen", "budget_is_spent", "test_learns")
 
 
+@pytest.mark.slow
 def test_an_agent_in_its_own_package_passes_the_suite_of_all_agents(tmp_path):
     """The package is the first example, installed as pip would install it: a module, and metadata beside it."""
     (tmp_path / "their_agent.py").write_text((ROOT / "examples/my_first_agent.py").read_text())

@@ -59,6 +59,7 @@ def test_the_stranger_s_agent_is_short():
     assert lines_of_code(PACKAGE / "their_agent.py") < 30
 
 
+@pytest.mark.slow
 def test_one_command_from_a_file_to_the_table(elsewhere, capsys):
     assert cli.carry_out(Enter("their_agent.py:MarginDuelist", "small.yaml", jobs=1)) == 0
     out = capsys.readouterr().out

@@ -69,6 +69,7 @@ def test_killed_at_every_awkward_moment(tmp_path):
     assert_same(whole.folder, broken.folder)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_killed_at_random_times(tmp_path):
     whole = config(tmp_path / "whole", budget=640)
@@ -81,6 +82,7 @@ def test_killed_at_random_times(tmp_path):
     assert_same(whole.folder, broken.folder)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_tensorboard_shows_no_round_twice_after_a_resume(tmp_path):
     told = config(tmp_path / "run", checkpoint_every=0.1)
