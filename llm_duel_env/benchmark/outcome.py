@@ -27,7 +27,8 @@ CURVE_POINTS = 101
 
 def outcome(session: Session) -> dict[str, Any]:
     """The result of a session that is over and saved; floats at five significant digits, NaN as None."""
-    config, agent, curve = session.config, type(session.agent), thinned(session.curve, CURVE_POINTS)
+    config, agent = session.config, type(session.agent)
+    curve = [session.curve[i] for i in thinned(len(session.curve), CURVE_POINTS)]
     found = {
         "agent": config.agent,
         "label": config.label or config.agent,
@@ -63,15 +64,13 @@ def outcome(session: Session) -> dict[str, Any]:
     return finite(rounded(found)) | origin(config, session.folder)
 
 
-def thinned(points: list, most: int) -> list:
-    """At most `most` of `points`, evenly spread, the first and the last among them.
+def thinned(count: int, most: int) -> np.ndarray:
+    """Numbers of at most `most` of `count` points, evenly spread, the first and the last among them.
 
-    >>> thinned([0, 1, 2, 3, 4, 5, 6], 4)
+    >>> thinned(7, 4).tolist()
     [0, 2, 4, 6]
     """
-    if len(points) <= most:
-        return points
-    return [points[i] for i in np.linspace(0, len(points) - 1, most).round().astype(int)]
+    return np.arange(count) if count <= most else np.linspace(0, count - 1, most).round().astype(int)
 
 
 def known(value: float | None) -> bool:

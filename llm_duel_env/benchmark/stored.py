@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from llm_duel_env.benchmark.outcome import thinned
 from llm_duel_env.benchmark.results import Result, find_results
 from llm_duel_env.benchmark.run_config import RunConfig, env_kwargs_at, task_of
 from llm_duel_env.benchmark.run_folder import RunFolder, read_json, write_json
@@ -126,7 +125,7 @@ def keep(runs: Iterable[RunConfig], folder: str | Path, *, by_task: bool = False
 def keep_samples(path: Path, target: Path) -> None:
     """Copies `SAMPLES` sample duels of a run, evenly spread, fewer where they are long; nothing where it has none."""
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    lines = [lines[i] for i in np.linspace(0, len(lines) - 1, min(SAMPLES, len(lines))).round().astype(int)]
+    lines = [lines[i] for i in thinned(len(lines), SAMPLES)]
     while sum(map(len, lines)) > LARGEST:
         lines = _every_other(lines) if len(lines) > 1 else []
     if lines:

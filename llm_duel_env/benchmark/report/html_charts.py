@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
+from llm_duel_env.benchmark.outcome import thinned
+
 UNITS = 1000
 POINTS = 51
 """Points of a drawn line, at most: the file stays small, and no eye sees the difference."""
@@ -132,15 +134,6 @@ def path(x: np.ndarray, y: np.ndarray) -> str:
     down = np.clip(np.rint((1 - y) * UNITS), -UNITS, 2 * UNITS).astype(int)
     points = [f"{a} {b}" for a, b in zip(across, down)]
     return f"M{points[0]}" + (f"L{' '.join(points[1:])}" if len(points) > 1 else "")
-
-
-def thinned(count: int, most: int) -> np.ndarray:
-    """Numbers of at most `most` of `count` points, evenly spread, the first and the last among them.
-
-    >>> thinned(7, 4).tolist()
-    [0, 2, 4, 6]
-    """
-    return np.arange(count) if count <= most else np.linspace(0, count - 1, most).round().astype(int)
 
 
 def marked(count: int, marks: int, shift: float) -> list[int]:

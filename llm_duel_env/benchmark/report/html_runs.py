@@ -11,8 +11,9 @@ import numpy as np
 
 from llm_duel_env.benchmark import statistics
 from llm_duel_env.benchmark.leaderboard import Row, Table
+from llm_duel_env.benchmark.outcome import thinned
 from llm_duel_env.benchmark.report import text
-from llm_duel_env.benchmark.report.html_charts import Chart, Series, line_chart, thinned
+from llm_duel_env.benchmark.report.html_charts import Chart, Series, line_chart
 from llm_duel_env.benchmark.report.html_table import marks
 from llm_duel_env.benchmark.results import Result, last, win_curve
 from llm_duel_env.benchmark.run_config import RunConfig
