@@ -220,7 +220,7 @@ def round_of(model: transformers.PreTrainedModel, m: int, n: int, t: int) -> dic
 
     def learn() -> None:
         optimizer.zero_grad()
-        score = log_probs(model, prompts, pair, lengths)
+        score = log_probs(model, prompts, pair, lengths, linear_head=True, packed=True)
         (-torch.nn.functional.logsigmoid(0.1 * (score[:, 0] - score[:, 1])).mean()).backward()
         optimizer.step()
 

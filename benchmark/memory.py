@@ -18,16 +18,16 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from llm_duel_env.agents.policies import checkpointing
+from llm_duel_env.agents.policies import checkpointing, packed_rows, shared_prefix
 from llm_duel_env.agents.policies.output_layer import is_linear
 from llm_duel_env.agents.policies.scoring import log_probs
-from llm_duel_env.agents.policies.shared_prefix import works
 
 WAYS = {
     "plain": "prompts copied, logits of every position",
     "response": "logits at response positions, prompt shared",
     "chunked": "the same, some positions at a time",
-    "checkpointed": "the same, prompts copied, layers computed again",
+    "packed": "the same, both responses behind their prompt in one row",
+    "checkpointed": "the same, layers computed again",
 }
 
 
@@ -56,18 +56,17 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     prompts = torch.randint(3, args.vocabulary, (args.rows // 2, args.prompt), generator=draw).tolist()
     tokens = torch.randint(3, args.vocabulary, (args.rows // 2, 2, args.tokens), generator=draw)
     lengths = torch.full(tokens.shape[:2], args.tokens)
-    shares, linear = works(model), is_linear(model)
-    assert shares
-    assert linear
+    assert all(check(model) for check in (shared_prefix.works, packed_rows.works, is_linear))
     if args.way == "checkpointed":
         checkpointing.enable(model)
     before, start = resident(), time.perf_counter()
     if args.way == "plain":
         values = plain(model, prompts, tokens)
     else:
-        once = args.way == "checkpointed"
+        once, packed = args.way == "checkpointed", args.way in ("packed", "checkpointed")
+        ways = {"linear_head": args.way != "response", "packed": packed, "one_call": once}
         with checkpointing.checkpointing(model, once):
-            values = log_probs(model, prompts, tokens, lengths, linear_head=args.way != "response", one_call=once)
+            values = log_probs(model, prompts, tokens, lengths, **ways)
     loss = -torch.nn.functional.logsigmoid(0.1 * (values[:, 0] - values[:, 1])).mean()
     with checkpointing.checkpointing(model, args.way == "checkpointed"):
         loss.backward()

@@ -408,20 +408,30 @@ def test_the_samplers_cache_is_as_large_as_estimated(monkeypatch):
     assert part(memory.estimate(PolicyConfig(), work()), "keys and values, ").sample == held
 
 
-@pytest.mark.parametrize("share_prefix", [True, False])
-def test_activations_are_what_a_forward_pass_keeps(share_prefix):
+WAYS = {
+    "packed": (2, {"packed": True, "linear_head": True, "one_call": True}),
+    "shared": (8, {}),
+    "copied": (8, {"one_call": True}),
+}
+
+
+@pytest.mark.parametrize("layout", list(WAYS))
+def test_activations_are_what_a_forward_pass_keeps(layout):
+    n, ways = WAYS[layout]
     model, config = small_model(), small_config()
-    prompts, tokens = [[k % 40 for k in range(20)]] * 6, torch.ones(6, 2, 8, dtype=torch.int64)
+    prompts, tokens = [[k % 40 for k in range(20)]] * 6, torch.ones(6, n, 8, dtype=torch.int64)
     with traced.Alive(model) as alive:
-        value = log_probs(model, prompts, tokens, torch.full((6, 2), 8), share_prefix=share_prefix)
+        value = log_probs(model, prompts, tokens, torch.full((6, n), 8), **ways)
     assert value.requires_grad
-    sizes = {"rows": 6, "responses": 2, "prompt_tokens": 20, "new_tokens": 8}
-    estimated = traced.learning(config, PolicyConfig(), **sizes, share_prefix=share_prefix, bf16=False)
+    sizes = {"rows": 6, "responses": n, "prompt_tokens": 20, "new_tokens": 8, "one_call": layout != "shared"}
+    assert traced.layout_of(n, 20, 8, sizes["one_call"]) == layout
+    estimated = traced.learning(config, PolicyConfig(), **sizes, bf16=False)
     assert estimated == pytest.approx(alive.peak, rel=0.1)
 
 
-def test_checkpointing_and_bfloat16_need_less():
-    sizes = {"rows": 6, "responses": 2, "prompt_tokens": 20, "new_tokens": 8, "share_prefix": False}
+@pytest.mark.parametrize("responses", [2, 8])
+def test_checkpointing_and_bfloat16_need_less(responses):
+    sizes = {"rows": 6, "responses": responses, "prompt_tokens": 20, "new_tokens": 8, "one_call": True}
     config = small_config()
     config.num_hidden_layers = 12
     whole = traced.learning(config, PolicyConfig(), **sizes, bf16=False)
@@ -429,11 +439,12 @@ def test_checkpointing_and_bfloat16_need_less():
     assert traced.learning(config, PolicyConfig(gradient_checkpointing=True), **sizes, bf16=False) < 0.4 * whole
 
 
-def test_layers_that_are_left_out_are_counted():
+@pytest.mark.parametrize(("layout", "responses"), [("packed", 2), ("shared", 8)])
+def test_layers_that_are_left_out_are_counted(layout, responses):
     config = small_config()
     config.num_hidden_layers = 7
-    sizes = {"rows": 4, "responses": 2, "prompt_tokens": 20, "new_tokens": 8, "share_prefix": True, "bf16": False}
-    whole = traced._forward(config, PolicyConfig(), 7, (4, 2, 20, 8), True, False)
+    sizes = {"rows": 4, "responses": responses, "prompt_tokens": 20, "new_tokens": 8, "one_call": False, "bf16": False}
+    whole = traced._forward(config, PolicyConfig(), 7, (4, responses, 20, 8), layout, False)
     assert traced.learning(config, PolicyConfig(), **sizes) == pytest.approx(whole, rel=0.01)
 
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from llm_duel_env import ranks
 from llm_duel_env.adapters import base_model, is_adapter
-from llm_duel_env.agents.policies import background
+from llm_duel_env.agents.policies import background, packed_rows
 from llm_duel_env.agents.policies.background import Background
 from llm_duel_env.agents.policies.base import DirectOptimizer, Policy, PolicyConfig, check_mixture
 from llm_duel_env.agents.policies.checkpointing import checkpointing
@@ -90,6 +90,7 @@ class LanguageModelPolicy(Policy):
         self.share_prefix = self._can_share_prefix(self.encoder)
         with self.precision():
             self.linear_head = is_linear(self.encoder, tolerance=0.1 if self.bf16 else 1e-4)
+            self.packed = packed_rows.works(self.encoder, tolerance=0.1 if self.bf16 else 1e-3)
         if config.encoder == "policy":
             self.embedder = FrozenEncoder(self.encoder, self.precision, self.share_prefix)
         else:
@@ -265,7 +266,8 @@ class LanguageModelPolicy(Policy):
 
     def _log_probs(self, model: PreTrainedModel, candidates: Candidates, per_token: bool, **ways: bool) -> Tensor:
         prompts, (tokens, lengths) = self._prompts(candidates.observation), self._tensors(candidates)
-        ways |= {"share_prefix": self.share_prefix, "linear_head": self.linear_head, "per_token": per_token}
+        ways |= {"share_prefix": self.share_prefix, "linear_head": self.linear_head}
+        ways |= {"packed": self.packed, "per_token": per_token}
         with self.precision():
             return log_probs(model, prompts, tokens, lengths, **ways)
 

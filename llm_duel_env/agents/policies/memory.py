@@ -2,7 +2,8 @@
 
 Weights, gradients and moments are counted on a model on torch's meta device; keys and values, logits and buffers by the
 limits that sampler and scorer keep to; activations on fake tensors (`traced`). Supposed are GPUs, with matrix products
-in bfloat16, prompts and responses of the greatest length, and a model that shares its prompts (`shared_prefix.works`).
+in bfloat16, prompts and responses of the greatest length, and a model that `shared_prefix.works` and
+`packed_rows.works` for.
 """
 
 from __future__ import annotations
@@ -192,14 +193,14 @@ def _learning(config: PolicyConfig, work: Work, weights: Weights) -> list[Part]:
         responses=work.ranked,
         prompt_tokens=work.prompt_tokens,
         new_tokens=work.new_tokens,
-        share_prefix=not one_call,
+        one_call=one_call,
         bf16=work.bf16,
     )
     vocabulary = int(work.policy.get_text_config().vocab_size)
     chunk = min(max(output_layer.CHUNK, vocabulary), rows * work.ranked * work.new_tokens * vocabulary)
-    name = f"activations of {rows} x {work.ranked} responses" + (", prompts copied" if one_call else "")
-    if config.gradient_checkpointing:
-        name = f"activations of {rows} x {work.ranked} responses, checkpointed, prompts copied"
+    layout = traced.layout_of(work.ranked, work.prompt_tokens, work.new_tokens, one_call or config.gradient_checkpointing)
+    name = f"activations of {rows} x {work.ranked} responses" + (", checkpointed" * config.gradient_checkpointing)
+    name += ", prompts copied" * (layout == "copied")
     # Logits, their softmax and its bfloat16 copy; the gradient of the output layer is made beside the one there is.
     logits = (3.0 * FLOAT + HALF) * chunk + (FLOAT * vocabulary * work.policy.get_text_config().hidden_size)
     logits = logits if config.lora_rank == 0 else (3.0 * FLOAT + HALF) * chunk

@@ -144,6 +144,12 @@ def answer(model: PreTrainedModel, hidden: Tensor, tokens: Tensor, chunk: int | 
         return head(hidden)
 
 
+def logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """(N, V) of hidden states (N, H), all at once, under the output layer of a model for which `is_linear` holds."""
+    head: Any = model.get_output_embeddings()
+    return _capped(head(hidden), getattr(model.config.get_text_config(), "final_logit_softcapping", None))
+
+
 @contextmanager
 def _forward(head: Any, function: Any) -> Iterator[None]:
     """Within the block calls of a module run `function` in place of its forward."""

@@ -1,8 +1,8 @@
 """Log-probabilities and hidden states of given responses (teacher forcing), with or without gradient.
 
-Each prompt is run once and its responses attend to it (`shared_prefix`); responses run in chunks of like length, and
-logits exist at response positions only, where they are many for some positions at a time (`output_layer`). Models that
-the shared prefix does not fit run with their prompts copied.
+Each prompt is run once. Few responses stand behind it in one row (`packed_rows`); many attend to its keys and values,
+in chunks of like length (`shared_prefix`). Logits exist at response positions only, where they are many for some
+positions at a time (`output_layer`). Models that neither fits run with their prompts copied.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from llm_duel_env.agents.policies import output_layer
+from llm_duel_env.agents.policies import output_layer, packed_rows
 from llm_duel_env.agents.policies.shared_prefix import Prefix, PrefixRows, attending, pad_left, prefill
 
 LOGITS = 1 << 26
@@ -36,6 +36,7 @@ def log_probs(
     *,
     share_prefix: bool = True,
     linear_head: bool = False,
+    packed: bool = False,
     one_call: bool = False,
     per_token: bool = False,
 ) -> Tensor:
@@ -48,17 +49,21 @@ def log_probs(
         lengths: (M, N), at least 1.
         share_prefix: whether `shared_prefix.works` for this model.
         linear_head: whether `output_layer.is_linear` for this model: what bounds the memory of logits.
-        one_call: run everything in one call of the model, with prompts copied. The modules then run in the same order
-            whatever the lengths, which ZeRO 3 wants of its ranks and gradient checkpointing of the model.
+        packed: whether `packed_rows.works` for this model, and its head is linear.
+        one_call: run everything in one call of the model, packed or with prompts copied. The modules then run in the
+            same order whatever the lengths, which ZeRO 3 wants of its ranks and gradient checkpointing of the model.
         per_token: whether the tokens stay apart.
 
     Returns:
         (M, N) float32, or, per token, (M, N, T), 0 behind a response's end; with gradient where it is enabled.
     """
+    _check(prompts, tokens, lengths)
     vocabulary = model.config.get_text_config().vocab_size
-    share_prefix = share_prefix and not one_call
     # Where logits are few there is nothing to save, and making them once is faster than making them twice.
     sparing = linear_head and (one_call or int(lengths.sum()) * vocabulary > output_layer.CHUNK)
+    if packed and linear_head and packed_rows.fits(model, prompts, lengths):
+        return _packed(model, prompts, tokens, lengths, sparing=sparing, per_token=per_token)
+    share_prefix = share_prefix and not one_call
     made = output_layer.hidden_states_only if sparing else _logits_made
 
     def score(prompts: Prompts, prompt: Tensor, rows: Iterator[Tensor], ids: Tensor, ends: Tensor) -> Iterator[Tensor]:
@@ -92,6 +97,26 @@ def log_probs(
     return _by_chunks(score, prompts, tokens, lengths, most)
 
 
+def _packed(
+    model: PreTrainedModel, prompts: Prompts, tokens: Tensor, lengths: Tensor, *, sparing: bool, per_token: bool
+) -> Tensor:
+    """`log_probs` with one row for each prompt. With a gradient in one call: the caller's microbatch bounds memory."""
+    longest = max(len(prompt) for prompt in prompts) + int(lengths.sum(1).max())
+    group = len(prompts) if torch.is_grad_enabled() else max(TOKENS // longest, 1)
+    results = []
+    for start in range(0, len(prompts), group):
+        part = slice(start, start + group)
+        rows = packed_rows.pack(prompts[part], tokens[part], lengths[part])
+        states, y = rows.states(model), tokens[part][rows.inside]
+        if sparing:
+            picked = output_layer.answer(model, states, y)
+        else:
+            picked = _picked(output_layer.logits(model, states)[None], y[None])[0]
+        spread = picked.new_zeros(rows.inside.shape).masked_scatter(rows.inside, picked)
+        results.append(spread if per_token else spread.sum(-1))
+    return torch.cat(results)
+
+
 @torch.no_grad()
 def features(
     model: PreTrainedModel, prompts: Prompts, tokens: Tensor, lengths: Tensor, *, share_prefix: bool = True
@@ -104,6 +129,7 @@ def features(
 
     Takes what `log_probs` takes. Returns (M, N, hidden size + 4) float32.
     """
+    _check(prompts, tokens, lengths)
     vocabulary = model.config.get_text_config().vocab_size
 
     def score(prompts: Prompts, prompt: Tensor, rows: Iterator[Tensor], ids: Tensor, ends: Tensor) -> Iterator[Tensor]:
@@ -176,15 +202,19 @@ def _plain(part: nn.Module, prompts: Prompts, prompt: Tensor, ids: Tensor, keep:
     return part(input_ids=whole, attention_mask=mask, position_ids=positions, use_cache=False, **kept)
 
 
-def _by_chunks(score: Callable, prompts: Prompts, tokens: Tensor, lengths: Tensor, most: int | None) -> Tensor:
-    """Calls `score` on groups of prompts, with the rows of each in chunks of like length, and puts results in order.
-    All in one group and one chunk where `most` (see `_chunks`) is None."""
+def _check(prompts: Prompts, tokens: Tensor, lengths: Tensor) -> None:
     m, n, t = tokens.shape
     if len(prompts) != m or lengths.shape != (m, n):
         got = f"{len(prompts)} prompts and lengths {tuple(lengths.shape)}"
         raise ValueError(f"tokens {tuple(tokens.shape)}: expected {m} prompts and lengths {(m, n)}, got {got}")
     if int(lengths.min()) < 1 or int(lengths.max()) > t:
         raise ValueError(f"lengths: expected 1 to {t}, got {int(lengths.min())} to {int(lengths.max())}")
+
+
+def _by_chunks(score: Callable, prompts: Prompts, tokens: Tensor, lengths: Tensor, most: int | None) -> Tensor:
+    """Calls `score` on groups of prompts, with the rows of each in chunks of like length, and puts results in order.
+    All in one group and one chunk where `most` (see `_chunks`) is None."""
+    m, n, _ = tokens.shape
     longest = max(len(prompt) for prompt in prompts)
     # With a gradient the caller's microbatch bounds memory, and a prompt's keys are used by one backward pass.
     group = m if torch.is_grad_enabled() or most is None else max(PROMPT_TOKENS // longest, 1)

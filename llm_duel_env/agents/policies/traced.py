@@ -11,7 +11,7 @@ import copy
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,6 +26,9 @@ from llm_duel_env.agents.policies.shared_prefix import Prefix, PrefixRows, atten
 
 FEW = 2
 """Layers that are run."""
+
+Layout = Literal["packed", "shared", "copied"]
+"""All responses of a prompt behind it in one row; attending to its one copy; each behind a copy of its own."""
 
 
 def with_layers(config: PretrainedConfig, layers: int) -> PretrainedConfig:
@@ -120,7 +123,7 @@ def learning(
     responses: int,
     prompt_tokens: int,
     new_tokens: int,
-    share_prefix: bool,
+    one_call: bool,
     bf16: bool,
 ) -> int:
     """Bytes alive at the end of a microbatch's forward pass, logits left out: what the backward pass needs.
@@ -132,21 +135,29 @@ def learning(
         responses: to each prompt.
         prompt_tokens: of each prompt.
         new_tokens: of each response.
-        share_prefix: whether each prompt is run once (`scoring.log_probs`), or copied for each response.
+        one_call: whether all runs in one call of the model (`scoring.log_probs`); with checkpointing it does.
         bf16: whether matrix products run in bfloat16.
     """
 
     sizes = (rows, responses, prompt_tokens, new_tokens)
+    layout = layout_of(responses, prompt_tokens, new_tokens, one_call or policy.gradient_checkpointing)
 
     def measure(layers: int) -> int:
-        return _forward(config, policy, layers, sizes, share_prefix and not policy.gradient_checkpointing, bf16)
+        return _forward(config, policy, layers, sizes, layout, bf16)
 
     total = extrapolated(measure, int(config.get_text_config().num_hidden_layers))
     if policy.gradient_checkpointing:  # one layer at a time computes again, and keeps all of its own
         whole = replace(policy, gradient_checkpointing=False)
-        two, three = (_forward(config, whole, layers, sizes, False, bf16) for layers in (FEW, FEW + 1))
+        two, three = (_forward(config, whole, layers, sizes, layout, bf16) for layers in (FEW, FEW + 1))
         total += three - two
     return total
+
+
+def layout_of(responses: int, prompt_tokens: int, new_tokens: int, one_call: bool) -> Layout:
+    """How a policy's responses stand when it learns from them: what `packed_rows.fits`, or how `log_probs` does else."""
+    if prompt_tokens + responses * new_tokens <= 2 * (prompt_tokens + new_tokens):
+        return "packed"
+    return "copied" if one_call else "shared"
 
 
 def extrapolated(measure: Callable[[int], int], layers: int) -> int:
@@ -162,7 +173,7 @@ def _forward(
     policy: PolicyConfig,
     layers: int,
     sizes: tuple[int, int, int, int],
-    share_prefix: bool,
+    layout: Layout,
     bf16: bool,
 ) -> int:
     rows, responses, prompt_tokens, new_tokens = sizes
@@ -174,7 +185,14 @@ def _forward(
     head.forward = lambda hidden: hidden[..., :1]  # logits are counted elsewhere: see `output_layer`
     checkpointed = checkpointing.checkpointing(model, policy.gradient_checkpointing)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16), checkpointed:
-        if not share_prefix:
+        if layout == "packed":
+            width = prompt_tokens + responses * (new_tokens - 1)
+            with fake, Alive(model) as alive:
+                ids = torch.zeros(rows, width, dtype=torch.int64)
+                seen = torch.ones(rows, 1, width, width, dtype=torch.bool)
+                kept = [model(input_ids=ids, attention_mask=seen, position_ids=ids, use_cache=False).logits]
+            return alive.peak + 0 * len(kept)
+        if layout == "copied":
             with fake, Alive(model) as alive:
                 ids = torch.zeros(rows * responses, prompt_tokens + new_tokens, dtype=torch.int64)
                 kept = [model(input_ids=ids, use_cache=False).logits]

@@ -58,10 +58,14 @@ def make_tokenizer(chat: bool = False, ends_with_eos: bool = False) -> PreTraine
     return tokenizer
 
 
-def make_model(family: str):
+def make_model(family: str, **changes):
+    config = CONFIGS[family]()
+    for name, value in changes.items():
+        assert hasattr(config, name)
+        setattr(config, name, value)
     with torch.random.fork_rng():
         torch.manual_seed(7)
-        model = AutoModelForCausalLM.from_config(CONFIGS[family]()).eval()
+        model = AutoModelForCausalLM.from_config(config).eval()
     if family == "gemma2":
         model.set_attn_implementation("eager")  # as load_model does
     return model
