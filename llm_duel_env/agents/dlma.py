@@ -1,8 +1,10 @@
 """DLMA: direct large language model alignment through self-rewarding contrastive prompts (arXiv 2402.11907).
 
-Reconstructed from the released code. The policy answers each prompt under a good and under a bad instruction, takes the
-first answer for the better one, and grades the pair itself: R = [log pi(a1 | good) - log pi(a1 | bad)] - [the same of
-a2] is the margin that DPO, under the plain prompt, is asked for.
+Reconstructed from the released code. The supervised policy answers each prompt under a good and under a bad instruction,
+takes the first answer for the better one, and grades the pair itself: R = [log pi(a1 | good) - log pi(a1 | bad)] - [the
+same of a2] is the margin that DPO, under the plain prompt, is asked for. The policy that trains neither answers nor
+grades: the release makes all data before it trains (here the same answers are drawn round by round). Where it does both,
+it drifts from what the instructions meant until both answers are alike.
 
 No human, and no oracle, says anything: every duel abstains, and no query is ever bought. A run has no budget to spend,
 so it ends as *stalled*, after `max_stalled_rounds` rounds (100 unless the run says otherwise), and is scored like that,
@@ -64,18 +66,19 @@ class DLMA(Agent):
         return self.task.condition(observation, [name] * len(observation["prompt_id"]))
 
     def act(self, observation: Observation) -> Duels:
-        """One answer under the good instruction, one under the bad; none is sent to the oracle, the first is taken to
-        win, and there is no label where both are the same."""
-        better = self.policy.sample(self.under(observation, "good"), 1, ("good", self.round))
-        worse = self.policy.sample(self.under(observation, "bad"), 1, ("bad", self.round))
+        """The start's answer under the good instruction and its answer under the bad; none is sent to the oracle, the
+        first is taken to win, and there is no label where both are the same."""
+        better = self.policy.sample(self.under(observation, "good"), 1, ("good", self.round), reference=True)
+        worse = self.policy.sample(self.under(observation, "bad"), 1, ("bad", self.round), reference=True)
         pair = replace(Candidates.beside(better, worse), observation=observation)
         same = pair.responses[:, 0] == pair.responses[:, 1]
         return Duels(pair, np.zeros(len(same), bool), np.where(same, np.nan, 1).astype(np.float32))
 
     def self_rewards(self, pair: Candidates) -> np.ndarray:
-        """log pi(y | good) - log pi(y | bad) of each response, (M, 2) float32, sums over tokens."""
+        """log pi(y | good) - log pi(y | bad) of each response under the start, (M, 2) float32, sums over tokens."""
+        plain = replace(pair, reference_log_prob=None)  # what may be stored belongs to the plain prompt
         good, bad = (
-            self.policy.log_prob(replace(pair, observation=self.under(pair.observation, name)))
+            self.policy.reference_log_prob(replace(plain, observation=self.under(pair.observation, name)))
             for name in ("good", "bad")
         )
         return (good - bad).numpy().astype(np.float32)

@@ -17,11 +17,14 @@ from llm_duel_env.tasks.tiny_tldr import conditioned
 def test_the_answer_under_the_good_instruction_wins_and_nobody_is_asked(tiny_game, monkeypatch):
     monkeypatch.setattr(UtilityOracle, "win_probability", lambda *_: pytest.fail("the oracle was asked"))
     env, agent = tiny_game.make("dlma", batch=4)
-    _, ((duels, preferences, learnt),) = tiny_game.play(env, agent, 1)
+    tiny_game.play(env, agent, 1)
+    _, ((duels, preferences, learnt),) = tiny_game.play(env, agent, 1)  # the policy has moved, the answers have not
     seen = duels.pair.observation
     _, fresh = tiny_game.make("dlma", batch=4)
+    assert (agent.policy.log_prob(duels.pair) != fresh.policy.log_prob(duels.pair)).any()
+    np.testing.assert_allclose(agent.self_rewards(duels.pair), fresh.self_rewards(duels.pair), atol=1e-5)
     for column, name in enumerate(("good", "bad")):
-        sampled = fresh.policy.sample(conditioned(seen, [name] * 4), 1, (name, 0))
+        sampled = fresh.policy.sample(conditioned(seen, [name] * 4), 1, (name, 1))
         assert duels.pair.responses[:, column].tolist() == sampled.responses[:, 0].tolist()
     same = duels.pair.responses[:, 0] == duels.pair.responses[:, 1]
     assert not duels.query.any()
@@ -41,8 +44,9 @@ def test_the_margin_is_the_papers_and_without_it_this_is_dpo(tiny_game):
         agent.policy.log_prob(replace(duels.pair, observation=conditioned(observation, [name] * 3))).numpy()
         for name in ("good", "bad")
     ]
-    rewards = agent.self_rewards(duels.pair)
-    np.testing.assert_allclose(rewards, log_prob[0] - log_prob[1])
+    stored = replace(duels.pair, reference_log_prob=np.zeros((3, 2), np.float32), reference_version=0)
+    rewards = agent.self_rewards(stored)  # what is stored is of the plain prompt, and is not taken
+    np.testing.assert_allclose(rewards, log_prob[0] - log_prob[1], atol=1e-5)
     assert (rewards[:, 0] - rewards[:, 1]).mean() > 0  # the supervised policy does obey the instructions
     preferences = duels.judged(np.full(3, np.nan))
     learnt = agent.update(preferences)
