@@ -193,7 +193,7 @@ def test_the_mixture_of_candidates_is_geometric(views):
 def test_the_mixture_of_language_models_is_geometric_token_by_token(views, share):
     view = views["text"]
     policy, observation = moved(view).policy, view.observe(IDS)
-    policy.share_prefix = share
+    policy.ways = replace(policy.ways, share_prefix=share)
     drawn = policy.sample(observation, 2, ("k",), temperature=0.8, mixture=0.3)
     uniform = keyed_uniforms((0, "k"), numbered(IDS), 2, view.max_new_tokens)
     differs = 0

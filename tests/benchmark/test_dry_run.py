@@ -410,8 +410,8 @@ def test_the_samplers_cache_is_as_large_as_estimated(monkeypatch):
 
 WAYS = {
     "packed": (2, {"packed": True, "linear_head": True, "one_call": True}),
-    "shared": (8, {}),
-    "copied": (8, {"one_call": True}),
+    "shared": (40, {"packed": True, "linear_head": True}),
+    "copied": (40, {"one_call": True}),
 }
 
 
@@ -424,12 +424,12 @@ def test_activations_are_what_a_forward_pass_keeps(layout):
         value = log_probs(model, prompts, tokens, torch.full((6, n), 8), **ways)
     assert value.requires_grad
     sizes = {"rows": 6, "responses": n, "prompt_tokens": 20, "new_tokens": 8, "one_call": layout != "shared"}
-    assert traced.layout_of(n, 20, 8, sizes["one_call"]) == layout
+    assert traced.layout_of(config, n, 20, 8, sizes["one_call"]) == layout
     estimated = traced.learning(config, PolicyConfig(), **sizes, bf16=False)
     assert estimated == pytest.approx(alive.peak, rel=0.1)
 
 
-@pytest.mark.parametrize("responses", [2, 8])
+@pytest.mark.parametrize("responses", [2, 40])
 def test_checkpointing_and_bfloat16_need_less(responses):
     sizes = {"rows": 6, "responses": responses, "prompt_tokens": 20, "new_tokens": 8, "one_call": True}
     config = small_config()
@@ -439,7 +439,7 @@ def test_checkpointing_and_bfloat16_need_less(responses):
     assert traced.learning(config, PolicyConfig(gradient_checkpointing=True), **sizes, bf16=False) < 0.4 * whole
 
 
-@pytest.mark.parametrize(("layout", "responses"), [("packed", 2), ("shared", 8)])
+@pytest.mark.parametrize(("layout", "responses"), [("packed", 2), ("shared", 40)])
 def test_layers_that_are_left_out_are_counted(layout, responses):
     config = small_config()
     config.num_hidden_layers = 7

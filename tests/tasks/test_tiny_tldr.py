@@ -126,7 +126,7 @@ def test_the_embedded_policy_writes_summaries_that_the_oracles_tell_apart():
     observation = task.observe(np.arange(16))
     candidates = policy.sample(observation, 8, ("test",), temperature=1.0)
     assert all(text in task.response_space for text in candidates.responses.ravel())
-    assert policy.share_prefix
+    assert policy.ways.share_prefix
     judged = [
         oracle.utility(observation, column) for oracle in (task.oracle, task.truth) for column in candidates.responses.T
     ]

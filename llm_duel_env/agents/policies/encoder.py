@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from llm_duel_env.adapters import is_adapter, load_merged
 from llm_duel_env.agents.policies.scoring import Prompts, features
+from llm_duel_env.agents.policies.ways import Ways
 from llm_duel_env.pretrained import loading
 from llm_duel_env.quiet import no_progress_bars
 from llm_duel_env.tasks.base import TaskView
@@ -72,13 +74,11 @@ class FrozenEncoder:
     Args:
         model: the frozen model.
         precision: makes the context in which its matrix products run.
-        share_prefix: whether `shared_prefix.works` for it.
+        ways: how it may be run.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, precision: Callable[[], AbstractContextManager], share_prefix: bool
-    ) -> None:
-        self.model, self.precision, self.share_prefix = model, precision, share_prefix
+    def __init__(self, model: PreTrainedModel, precision: Callable[[], AbstractContextManager], ways: Ways) -> None:
+        self.model, self.precision, self.ways = model, precision, ways
         self.feature_size = int(model.config.get_text_config().hidden_size) + 4
         self.statistics: Tensor | None = None
         """(2, D): mean and standard deviation of the features; None until `measure`."""
@@ -86,7 +86,7 @@ class FrozenEncoder:
     def raw(self, prompts: Prompts, tokens: Tensor, lengths: Tensor) -> Tensor:
         """`scoring.features` (M, N, D) on the CPU, not standardised."""
         with self.precision():
-            return features(self.model, prompts, tokens, lengths, share_prefix=self.share_prefix).cpu()
+            return features(self.model, prompts, tokens, lengths, **asdict(self.ways)).cpu()
 
     def measure(self, prompts: Prompts, tokens: Tensor, lengths: Tensor) -> None:
         """Takes the statistics from samples."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast
 
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from llm_duel_env import ranks
 from llm_duel_env.adapters import base_model, is_adapter
-from llm_duel_env.agents.policies import background, packed_rows
+from llm_duel_env.agents.policies import background
 from llm_duel_env.agents.policies.background import Background
 from llm_duel_env.agents.policies.base import DirectOptimizer, Policy, PolicyConfig, check_mixture
 from llm_duel_env.agents.policies.checkpointing import checkpointing
@@ -23,14 +23,13 @@ from llm_duel_env.agents.policies.encoder import FrozenEncoder, load_encoder
 from llm_duel_env.agents.policies.learners.lesson import prepare
 from llm_duel_env.agents.policies.learners.loop import train
 from llm_duel_env.agents.policies.models import Models
-from llm_duel_env.agents.policies.output_layer import is_linear
 from llm_duel_env.agents.policies.response_embedding import mean_hidden_states
 from llm_duel_env.agents.policies.samplers.base import Sampler, numbered, weights
 from llm_duel_env.agents.policies.samplers.torch_sampler import TorchSampler
 from llm_duel_env.agents.policies.samplers.vllm_sampler import VLLMSampler
 from llm_duel_env.agents.policies.scoring import Prompts, log_probs
-from llm_duel_env.agents.policies.shared_prefix import works
 from llm_duel_env.agents.policies.tokens import Tokens, end_tokens
+from llm_duel_env.agents.policies.ways import Ways
 from llm_duel_env.quiet import no_progress_bars
 from llm_duel_env.randomness import generator
 from llm_duel_env.tasks.base import TaskView
@@ -87,15 +86,14 @@ class LanguageModelPolicy(Policy):
         )
         self.encoder = self.models.encoder
         self.reference_version = 0
-        self.share_prefix = self._can_share_prefix(self.encoder)
         with self.precision():
-            self.linear_head = is_linear(self.encoder, tolerance=0.1 if self.bf16 else 1e-4)
-            self.packed = packed_rows.works(self.encoder, tolerance=0.1 if self.bf16 else 1e-3)
-        if config.encoder == "policy":
-            self.embedder = FrozenEncoder(self.encoder, self.precision, self.share_prefix)
-        else:
+            self.ways = ways = Ways.of(self.encoder, rough=self.bf16)
+        other = self.encoder
+        if config.encoder != "policy":
             other = load_encoder(config.encoder, task, self.tokenizer, self.device)
-            self.embedder = FrozenEncoder(other, self.precision, self._can_share_prefix(other))
+            with self.precision():
+                ways = Ways.of(other, rough=self.bf16)
+        self.embedder = FrozenEncoder(other, self.precision, ways)
         self.feature_size = self.embedder.feature_size
         self.background: Background | None = None
         if config.asynchronous:
@@ -118,10 +116,6 @@ class LanguageModelPolicy(Policy):
             got = f"max_prompt_tokens {task.max_prompt_tokens} + max_new_tokens {task.max_new_tokens}"
             raise ValueError(f"{task.model}: expected at most {context} tokens (its context), got {got}")
         return task.max_prompt_tokens
-
-    def _can_share_prefix(self, model: PreTrainedModel) -> bool:
-        with self.precision():
-            return works(model, tolerance=0.1 if self.bf16 else 1e-3)
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -201,7 +195,7 @@ class LanguageModelPolicy(Policy):
             model,
             eos=sorted(self.tokens.eos),
             max_new_tokens=self.tokens.max_new_tokens,
-            share_prefix=self.share_prefix,
+            share_prefix=self.ways.share_prefix,
             precision=self.precision,
             other=self.reference if mixture else None,
             mixture=mixture,
@@ -211,7 +205,7 @@ class LanguageModelPolicy(Policy):
         def score(prompts: Prompts, tokens: np.ndarray, lengths: np.ndarray) -> Tensor:
             ids, ends = torch.from_numpy(tokens).to(self.device), torch.from_numpy(lengths).to(self.device)
             with torch.no_grad(), self.precision(), self.models.using(self.model):
-                return log_probs(self.model, prompts, ids, ends, share_prefix=self.share_prefix)
+                return log_probs(self.model, prompts, ids, ends, share_prefix=self.ways.share_prefix)
 
         return VLLMSampler(
             model,
@@ -266,10 +260,8 @@ class LanguageModelPolicy(Policy):
 
     def _log_probs(self, model: PreTrainedModel, candidates: Candidates, per_token: bool, **ways: bool) -> Tensor:
         prompts, (tokens, lengths) = self._prompts(candidates.observation), self._tensors(candidates)
-        ways |= {"share_prefix": self.share_prefix, "linear_head": self.linear_head}
-        ways |= {"packed": self.packed, "per_token": per_token}
         with self.precision():
-            return log_probs(model, prompts, tokens, lengths, **ways)
+            return log_probs(model, prompts, tokens, lengths, per_token=per_token, **ways, **asdict(self.ways))
 
     def embed(self, candidates: Candidates) -> Tensor:
         """See `Policy.embed`: on the CPU, standardised on the encoder's own samples, the same for every seed."""

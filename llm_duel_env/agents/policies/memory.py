@@ -198,7 +198,8 @@ def _learning(config: PolicyConfig, work: Work, weights: Weights) -> list[Part]:
     )
     vocabulary = int(work.policy.get_text_config().vocab_size)
     chunk = min(max(output_layer.CHUNK, vocabulary), rows * work.ranked * work.new_tokens * vocabulary)
-    layout = traced.layout_of(work.ranked, work.prompt_tokens, work.new_tokens, one_call or config.gradient_checkpointing)
+    sizes = (work.ranked, work.prompt_tokens, work.new_tokens)
+    layout = traced.layout_of(work.policy, *sizes, one_call or config.gradient_checkpointing)
     name = f"activations of {rows} x {work.ranked} responses" + (", checkpointed" * config.gradient_checkpointing)
     name += ", prompts copied" * (layout == "copied")
     # Logits, their softmax and its bfloat16 copy; the gradient of the output layer is made beside the one there is.

@@ -1,9 +1,9 @@
-"""Prompts followed by all of their responses, one row for each prompt: what a policy learns from in one call.
+"""Prompts followed by all of their responses, one row for each prompt.
 
-A row is the prompt, then each response but its last token. A response sees its prompt and itself, and counts its
-positions from the prompt's end, so that each stands as if it were alone; a mask says so to the attention of torch. The
-prompt is run once, and one call of the model does everything, forward and back. With many responses the attention's
-table would be mostly empty; `shared_prefix` is for those.
+A response sees its prompt and itself, and counts its positions from the prompt's end, so that each stands as if it were
+alone; a mask says so to the attention of torch. The prompt is run once, and one call of the model does everything,
+forward and back. Where a row is so long that its attention, mostly masked, would cost more than it saves,
+`shared_prefix` is better.
 
 Letters: M prompts, N responses to each, T tokens of a response, W of the longest row.
 """
@@ -23,7 +23,7 @@ from llm_duel_env.agents.policies.output_layer import hidden_states_only
 
 @dataclass(frozen=True)
 class PackedRows:
-    """Rows, and where in them each response token is foretold."""
+    """Rows, and where in them each of the K response tokens is, and is foretold."""
 
     ids: Tensor
     """(M, W) int64, 0 behind a row's end."""
@@ -34,16 +34,24 @@ class PackedRows:
     inside: Tensor
     """(M, N, T) bool: the tokens of the responses."""
     row: Tensor
-    """(K,) int64: the row of each of the K response tokens, in the order of `inside`."""
+    """(K,) int64: the row of each response token, in the order of `inside`."""
+    place: Tensor
+    """(K,) int64: its place in the row."""
     before: Tensor
-    """(K,) int64: the place in the row after which that token comes."""
+    """(K,) int64: the place of the token that it comes after: where it is foretold."""
 
     def states(self, model: PreTrainedModel) -> Tensor:
-        """(K, H): what the model's output layer is given where each response token is foretold."""
+        """(M, W, H): what the model's output layer is given."""
         with hidden_states_only(model) as given:
             # What the layer makes of it is not looked at.
             model(input_ids=self.ids, attention_mask=self.seen, position_ids=self.positions, use_cache=False)
-        return given[0][self.row, self.before]
+        return given[0]
+
+    def spread(self, values: Tensor) -> Tensor:
+        """(K, ...) -> (M, N, T, ...), 0 behind a response's end."""
+        shape = self.inside.shape + values.shape[1:]
+        inside = self.inside.view(*self.inside.shape, *[1] * (values.ndim - 1))
+        return values.new_zeros(shape).masked_scatter(inside, values)
 
 
 def pack(prompts: Sequence[Sequence[int]], tokens: Tensor, lengths: Tensor) -> PackedRows:
@@ -57,36 +65,45 @@ def pack(prompts: Sequence[Sequence[int]], tokens: Tensor, lengths: Tensor) -> P
     m, n, t = tokens.shape
     assert len(prompts) == m and lengths.shape == (m, n)
     device = tokens.device
-    starts = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    ends = starts + (lengths - 1).sum(1)
-    width = int(ends.max())
+    starts = torch.tensor([len(prompt) for prompt in prompts], device=device)[:, None, None]
+    width = int((starts[:, 0, 0] + lengths.sum(1)).max())
     at = torch.arange(t, device=device)
-    inside, placed = at < lengths[..., None], at < lengths[..., None] - 1
-    offset = starts[:, None] + (lengths - 1).cumsum(1) - (lengths - 1)  # where a response begins
-    place, row = offset[..., None] + at, torch.arange(m, device=device)[:, None, None].expand(m, n, t)
+    inside = at < lengths[..., None]
+    place = starts + (lengths.cumsum(1) - lengths)[..., None] + at
+    before = torch.where(at == 0, starts, place) - 1
+    row, number = (torch.arange(k, device=device) for k in (m, n))
+    row, own = row[:, None, None].expand(m, n, t)[inside], place[inside]
     ids = torch.tensor([[*prompt] + [0] * (width - len(prompt)) for prompt in prompts], device=device)
+    ids[row, own] = tokens[inside]
     positions = torch.arange(width, device=device).repeat(m, 1)
-    positions[row[placed], place[placed]] = (starts[:, None, None] + at).expand(m, n, t)[placed]
-    ids[row[placed], place[placed]] = tokens[placed]
+    positions[row, own] = (starts + at).expand(m, n, t)[inside]
     # 0 in the prompt, k in the k-th response; what is behind a row's end belongs to nobody and is not looked at.
     part = torch.zeros(m, width, dtype=torch.int64, device=device)
-    part[row[placed], place[placed]] = torch.arange(1, n + 1, device=device)[:, None].expand(m, n, t)[placed]
+    part[row, own] = (number + 1)[:, None].expand(m, n, t)[inside]
     earlier = torch.ones(width, width, dtype=torch.bool, device=device).tril()
     seen = earlier & ((part[:, None, :] == 0) | (part[:, None, :] == part[:, :, None]))
-    before = torch.where(at == 0, starts[:, None, None], place) - 1
-    return PackedRows(ids, positions, seen[:, None], inside, row[inside], before[inside])
+    return PackedRows(ids, positions, seen[:, None], inside, row, own, before[inside])
+
+
+def pays(width: int, alone: int, hidden_size: int) -> bool:
+    """Whether rows of `width` tokens are cheaper than apart, where one prompt and one response are `alone` tokens.
+
+    Attention costs a token 4 x width x hidden operations in a layer, the layer's matrices some 24 x hidden^2: rows of up
+    to 4 x hidden tokens add less than the prompts' copies would. Two responses are always packed.
+    """
+    return width <= max(2 * alone, 4 * hidden_size)
 
 
 def fits(model: PreTrainedModel, prompts: Sequence[Sequence[int]], lengths: Tensor) -> bool:
     """Whether packing is right and pays for these prompts and lengths (M, N), for a model for which `works` holds.
 
-    The longest row is at most twice what one prompt and one response would be: attention grows with its square. A
-    sliding window must be as long as the row, since the mask takes its place.
+    A sliding window must be as long as the row, since the mask takes its place.
     """
     starts = torch.tensor([len(prompt) for prompt in prompts], device=lengths.device)
     width, alone = int((starts + lengths.sum(1)).max()), int((starts + lengths.amax(1)).max())
-    window = getattr(model.config.get_text_config(), "sliding_window", None)
-    return width <= 2 * alone and (window is None or width <= window)
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    return pays(width, alone, int(config.hidden_size)) and (window is None or width <= window)
 
 
 @torch.no_grad()
@@ -103,7 +120,8 @@ def works(model: PreTrainedModel, tolerance: float = 1e-3) -> bool:
     numbers = (torch.arange(20, device=model.device) * 11 + 2) % top
     tokens, lengths = numbers.view(2, 2, 5), torch.tensor([[5, 3], [4, 5]], device=model.device)
     try:
-        got = pack(prompts, tokens, lengths).states(model).float()
+        rows = pack(prompts, tokens, lengths)
+        got = rows.states(model)[rows.row, rows.before].float()
         alone: list[Any] = []
         for prompt, answers, sizes in zip(prompts, tokens, lengths.tolist()):
             for answer, size in zip(answers, sizes):

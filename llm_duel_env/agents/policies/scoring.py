@@ -1,7 +1,7 @@
 """Log-probabilities and hidden states of given responses (teacher forcing), with or without gradient.
 
-Each prompt is run once. Few responses stand behind it in one row (`packed_rows`); many attend to its keys and values,
-in chunks of like length (`shared_prefix`). Logits exist at response positions only, where they are many for some
+Each prompt is run once. Its responses stand behind it in one row (`packed_rows`), or, where that would be too long, attend
+to its keys and values, in chunks of like length (`shared_prefix`). Logits exist at response positions only, where they are many for some
 positions at a time (`output_layer`). Models that neither fits run with their prompts copied.
 """
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llm_duel_env.agents.policies import output_layer, packed_rows
+from llm_duel_env.agents.policies.packed_rows import PackedRows
 from llm_duel_env.agents.policies.shared_prefix import Prefix, PrefixRows, attending, pad_left, prefill
 
 LOGITS = 1 << 26
@@ -62,7 +63,8 @@ def log_probs(
     # Where logits are few there is nothing to save, and making them once is faster than making them twice.
     sparing = linear_head and (one_call or int(lengths.sum()) * vocabulary > output_layer.CHUNK)
     if packed and linear_head and packed_rows.fits(model, prompts, lengths):
-        return _packed(model, prompts, tokens, lengths, sparing=sparing, per_token=per_token)
+        spread = (rows.spread(picked) for rows, picked, _ in _packed(model, prompts, tokens, lengths, sparing=sparing))
+        return torch.cat([values if per_token else values.sum(-1) for values in spread])
     share_prefix = share_prefix and not one_call
     made = output_layer.hidden_states_only if sparing else _logits_made
 
@@ -98,28 +100,34 @@ def log_probs(
 
 
 def _packed(
-    model: PreTrainedModel, prompts: Prompts, tokens: Tensor, lengths: Tensor, *, sparing: bool, per_token: bool
-) -> Tensor:
-    """`log_probs` with one row for each prompt. With a gradient in one call: the caller's microbatch bounds memory."""
+    model: PreTrainedModel, prompts: Prompts, tokens: Tensor, lengths: Tensor, *, sparing: bool
+) -> Iterator[tuple[PackedRows, Tensor, Tensor]]:
+    """Groups of prompts with all their responses: their rows, and of the K response tokens the log-probabilities (K,) and
+    the last hidden states (K, H). With a gradient one group: the caller's microbatch bounds memory."""
     longest = max(len(prompt) for prompt in prompts) + int(lengths.sum(1).max())
     group = len(prompts) if torch.is_grad_enabled() else max(TOKENS // longest, 1)
-    results = []
     for start in range(0, len(prompts), group):
         part = slice(start, start + group)
         rows = packed_rows.pack(prompts[part], tokens[part], lengths[part])
         states, y = rows.states(model), tokens[part][rows.inside]
+        foretold = states[rows.row, rows.before]
         if sparing:
-            picked = output_layer.answer(model, states, y)
+            picked = output_layer.answer(model, foretold, y)
         else:
-            picked = _picked(output_layer.logits(model, states)[None], y[None])[0]
-        spread = picked.new_zeros(rows.inside.shape).masked_scatter(rows.inside, picked)
-        results.append(spread if per_token else spread.sum(-1))
-    return torch.cat(results)
+            picked = _picked(output_layer.logits(model, foretold)[None], y[None])[0]
+        yield rows, picked, states[rows.row, rows.place]
 
 
 @torch.no_grad()
 def features(
-    model: PreTrainedModel, prompts: Prompts, tokens: Tensor, lengths: Tensor, *, share_prefix: bool = True
+    model: PreTrainedModel,
+    prompts: Prompts,
+    tokens: Tensor,
+    lengths: Tensor,
+    *,
+    share_prefix: bool = True,
+    linear_head: bool = False,
+    packed: bool = False,
 ) -> Tensor:
     """What a frozen model makes of each response: its last hidden states, and how likely it finds the response.
 
@@ -131,6 +139,12 @@ def features(
     """
     _check(prompts, tokens, lengths)
     vocabulary = model.config.get_text_config().vocab_size
+    if packed and linear_head and packed_rows.fits(model, prompts, lengths):
+        sparing = int(lengths.sum()) * vocabulary > output_layer.CHUNK
+        groups = []
+        for rows, picked, states in _packed(model, prompts, tokens, lengths, sparing=sparing):
+            groups.append(_summary(rows.spread(picked), rows.spread(states), rows.inside))
+        return torch.cat(groups)
 
     def score(prompts: Prompts, prompt: Tensor, rows: Iterator[Tensor], ids: Tensor, ends: Tensor) -> Iterator[Tensor]:
         prefix = prefill(model, prompts) if share_prefix else None
@@ -145,15 +159,20 @@ def features(
                     rest = _shared(model, prefix, prompt[chunk], y)(model).logits[:, :-1]
                     logits = torch.cat([prefix.logits[prompt[chunk], None], rest], dim=1)
                     hidden = states[-1]
-            length = ends[chunk, None]
-            inside = torch.arange(width, device=y.device) < length
-            picked = _picked(logits, y)
-            total = torch.where(inside, picked, 0.0).sum(1, keepdim=True)
-            least = torch.where(inside, picked, torch.inf).amin(1, keepdim=True)
-            mean = torch.where(inside[..., None], hidden.float(), 0.0).sum(1) / length
-            yield torch.cat([mean, total, total / length, least, length.float()], dim=-1)
+            inside = torch.arange(width, device=y.device) < ends[chunk, None]
+            yield _summary(_picked(logits, y), hidden, inside)
 
     return _by_chunks(score, prompts, tokens, lengths, min(TOKENS, max(LOGITS // vocabulary, 1)))
+
+
+def _summary(picked: Tensor, hidden: Tensor, inside: Tensor) -> Tensor:
+    """Features (..., H + 4) of responses: log-probabilities (..., T) and hidden states (..., T, H) of their tokens, and
+    which of the T are theirs."""
+    length = inside.sum(-1, keepdim=True)
+    total = torch.where(inside, picked, 0.0).sum(-1, keepdim=True)
+    least = torch.where(inside, picked, torch.inf).amin(-1, keepdim=True)
+    mean = torch.where(inside[..., None], hidden.float(), 0.0).sum(-2) / length
+    return torch.cat([mean, total, total / length, least, length.float()], dim=-1)
 
 
 def _logits_made(model: PreTrainedModel) -> AbstractContextManager[list[Tensor]]:

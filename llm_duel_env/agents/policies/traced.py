@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, DynamicCache, PretrainedConfig
 
-from llm_duel_env.agents.policies import checkpointing, lora
+from llm_duel_env.agents.policies import checkpointing, lora, packed_rows
 from llm_duel_env.agents.policies.base import PolicyConfig
 from llm_duel_env.agents.policies.shared_prefix import Prefix, PrefixRows, attending
 
@@ -140,7 +140,7 @@ def learning(
     """
 
     sizes = (rows, responses, prompt_tokens, new_tokens)
-    layout = layout_of(responses, prompt_tokens, new_tokens, one_call or policy.gradient_checkpointing)
+    layout = layout_of(config, responses, prompt_tokens, new_tokens, one_call or policy.gradient_checkpointing)
 
     def measure(layers: int) -> int:
         return _forward(config, policy, layers, sizes, layout, bf16)
@@ -153,9 +153,10 @@ def learning(
     return total
 
 
-def layout_of(responses: int, prompt_tokens: int, new_tokens: int, one_call: bool) -> Layout:
-    """How a policy's responses stand when it learns from them: what `packed_rows.fits`, or how `log_probs` does else."""
-    if prompt_tokens + responses * new_tokens <= 2 * (prompt_tokens + new_tokens):
+def layout_of(config: PretrainedConfig, responses: int, prompt_tokens: int, new_tokens: int, one_call: bool) -> Layout:
+    """How responses of the greatest length stand when a policy learns from them, as `scoring.log_probs` has it."""
+    width, alone = prompt_tokens + responses * new_tokens, prompt_tokens + new_tokens
+    if packed_rows.pays(width, alone, int(config.get_text_config().hidden_size)):
         return "packed"
     return "copied" if one_call else "shared"
 
@@ -186,7 +187,7 @@ def _forward(
     checkpointed = checkpointing.checkpointing(model, policy.gradient_checkpointing)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16), checkpointed:
         if layout == "packed":
-            width = prompt_tokens + responses * (new_tokens - 1)
+            width = prompt_tokens + responses * new_tokens
             with fake, Alive(model) as alive:
                 ids = torch.zeros(rows, width, dtype=torch.int64)
                 seen = torch.ones(rows, 1, width, width, dtype=torch.bool)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from llm_duel_env.agents.losses import dpo
 from llm_duel_env.agents.policies.base import PolicyConfig
 from llm_duel_env.agents.policies.language_model import LanguageModelPolicy
+from llm_duel_env.agents.policies.ways import Ways
 from llm_duel_env.types import Candidates, Preferences
 
 _spec = importlib.util.spec_from_file_location("policy_fixtures", Path(__file__).with_name("conftest.py"))
@@ -97,7 +98,7 @@ def test_reference_samples_are_tagged_and_come_from_the_reference(policy):
 @pytest.mark.parametrize("chat", [False, True])
 def test_log_prob_is_that_of_the_text_s_own_tokens(model_folder, family, chat):
     policy = make(model_folder(family, chat))
-    assert policy.share_prefix
+    assert policy.ways.share_prefix
     candidates = policy.sample(fixtures.observe(IDS), 3, ("a",))
     got = policy.log_prob(candidates)
     assert got.shape == (5, 3)
@@ -244,12 +245,14 @@ def test_recorded_text_becomes_candidates(policy):
     assert torch.isfinite(policy.log_prob(candidates)).all()
 
 
-def test_a_model_outside_the_attention_interface_runs_the_plain_way(model_folder, monkeypatch):
+@pytest.mark.parametrize("missing", [("shared_prefix",), ("packed_rows",), ("shared_prefix", "packed_rows")])
+def test_a_model_that_a_way_does_not_fit_runs_another(model_folder, monkeypatch, missing):
     expected = make(model_folder())
-    monkeypatch.setattr("llm_duel_env.agents.policies.language_model.works", lambda model, tolerance: False)
+    for module in missing:
+        monkeypatch.setattr(f"llm_duel_env.agents.policies.{module}.works", lambda model, tolerance: False)
     plain = make(model_folder())
-    assert expected.share_prefix
-    assert not plain.share_prefix
+    assert expected.ways == Ways(share_prefix=True, linear_head=True, packed=True)
+    assert plain.ways == Ways("shared_prefix" not in missing, True, "packed_rows" not in missing)
     one, other = (p.sample(fixtures.observe(IDS), 4, ("a",)) for p in (expected, plain))
     assert same_candidates(one, other)
     torch.testing.assert_close(expected.log_prob(one), plain.log_prob(one), rtol=1e-5, atol=1e-4)
@@ -260,7 +263,7 @@ def test_bfloat16_stays_close(model_folder):
     exact = make(model_folder())
     view = fixtures.make_view(model_folder())
     rough = LanguageModelPolicy(view, CONFIG, seed=0, device="cpu", bf16=True)
-    assert rough.share_prefix
+    assert rough.ways == Ways(share_prefix=True, linear_head=True, packed=True)
     candidates = exact.sample(fixtures.observe(IDS), 2, ("a",))
     difference = (rough.log_prob(candidates) - exact.log_prob(candidates)).abs()
     assert 0 < difference.max() < 1.5

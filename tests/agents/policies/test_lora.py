@@ -54,8 +54,8 @@ def folder(request, model_folder):
 
 def test_a_fresh_adapter_changes_nothing_and_trains_alone(folder):
     policy, plain = make(folder), make(folder, PLAIN)
-    assert policy.share_prefix
-    assert policy.linear_head
+    assert policy.ways.share_prefix
+    assert policy.ways.linear_head
     assert isinstance(policy.reference, lora.AdapterOff)
     sampled = pairs(policy)
     assert np.array_equal(sampled.tokens, pairs(plain).tokens)

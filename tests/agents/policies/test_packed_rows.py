@@ -9,7 +9,7 @@ import torch
 
 from llm_duel_env.agents.policies import packed_rows, scoring
 from llm_duel_env.agents.policies.packed_rows import fits, pack
-from llm_duel_env.agents.policies.scoring import log_probs
+from llm_duel_env.agents.policies.scoring import features, log_probs
 
 _spec = importlib.util.spec_from_file_location("policy_fixtures", Path(__file__).with_name("conftest.py"))
 fixtures = importlib.util.module_from_spec(_spec)
@@ -44,16 +44,17 @@ def naive(model, tokens, lengths):
 def test_a_row_is_written_as_one_would_by_hand(n):
     tokens, lengths = batch(n=n)
     rows = pack(PROMPTS, tokens, lengths)
-    told = iter(zip(rows.row.tolist(), rows.before.tolist()))
+    told = iter(zip(rows.row.tolist(), rows.place.tolist(), rows.before.tolist()))
     for m, prompt in enumerate(PROMPTS):
         ids, positions, owner = list(prompt), list(range(len(prompt))), [0] * len(prompt)
         for k in range(n):
             answer = tokens[m, k, : lengths[m, k]].tolist()
-            places = [len(prompt) - 1, *range(len(ids), len(ids) + len(answer) - 1)]
-            assert [next(told) for _ in answer] == [(m, place) for place in places]
-            ids += answer[:-1]
-            positions += range(len(prompt), len(prompt) + len(answer) - 1)
-            owner += [k + 1] * (len(answer) - 1)
+            places = list(range(len(ids), len(ids) + len(answer)))
+            before = [len(prompt) - 1, *places[:-1]]
+            assert [next(told) for _ in answer] == [(m, *both) for both in zip(places, before)]
+            ids += answer
+            positions += range(len(prompt), len(prompt) + len(answer))
+            owner += [k + 1] * len(answer)
         size = len(ids)
         assert rows.ids[m].tolist() == ids + [0] * (rows.ids.shape[1] - size)
         assert rows.positions[m, :size].tolist() == positions
@@ -109,20 +110,36 @@ def test_prompts_in_several_calls_change_nothing(monkeypatch):
     assert all(rows == 1 or rows * width <= 40 for rows, width in sizes)
 
 
-def test_rows_that_would_be_mostly_empty_are_not_packed():
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "qwen3", "gemma3"])
+@pytest.mark.parametrize("spare", [True, False])
+def test_features_are_those_of_copied_prompts(family, spare, monkeypatch):
+    monkeypatch.setattr(scoring.output_layer, "CHUNK", 100 if spare else 1 << 24)
+    model, (tokens, lengths) = wide(family), batch(n=6)
+    expected = features(model, PROMPTS, tokens, lengths, share_prefix=False)
+    called = []
+    monkeypatch.setattr(model, "forward", lambda *a, f=model.forward, **k: called.append(k["input_ids"]) or f(*a, **k))
+    got = features(model, PROMPTS, tokens, lengths, **PACKED)
+    assert [len(ids) for ids in called] == [len(PROMPTS)]
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_rows_that_are_long_for_the_model_are_not_packed():
     model = fixtures.make_model("llama")
-    assert fits(model, [[1] * 20], torch.tensor([[10, 10]]))
-    assert fits(model, [[1]], torch.tensor([[10, 10]]))
-    assert not fits(model, [[1]], torch.tensor([[10, 10, 10]]))
-    assert fits(model, [[1] * 100], torch.tensor([[10] * 12]))
-    tokens, lengths = batch(n=8)
-    expected = log_probs(model, PROMPTS, tokens, lengths)
-    assert torch.equal(log_probs(model, PROMPTS, tokens, lengths, **PACKED), expected)
+    assert model.config.hidden_size == 32
+    assert fits(model, [[1] * 200], torch.tensor([[10, 10]]))  # twice the longest response or less
+    assert fits(model, [[1]], torch.tensor([[200, 200]]))
+    assert fits(model, [[1] * 28], torch.tensor([[10] * 10]))  # 128 tokens
+    assert not fits(model, [[1] * 28], torch.tensor([[10] * 9 + [11]]))
+    tokens, lengths = batch(n=40)
+    assert not fits(model, PROMPTS, lengths)
+    for score in (log_probs, features):
+        expected = score(model, PROMPTS, tokens, lengths)
+        assert torch.equal(score(model, PROMPTS, tokens, lengths, **PACKED), expected)
 
 
 def test_a_sliding_window_shorter_than_the_row_is_respected():
-    model = fixtures.make_model("gemma3", sliding_window=20)
-    prompts, lengths = [list(range(2, 20))], torch.tensor([[4, 3]])
+    model = fixtures.make_model("gemma3", sliding_window=24)
+    prompts, lengths = [list(range(2, 22))], torch.tensor([[4, 3]])
     tokens = torch.tensor([[[5, 6, 7, 8], [9, 10, 11, 0]]])
     assert packed_rows.works(model)
     assert not fits(model, prompts, lengths)
