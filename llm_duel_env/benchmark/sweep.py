@@ -1,7 +1,8 @@
 """Many runs on this machine: worker processes that each take one run after the other.
 
 A worker imports torch once and then plays many runs. A run that fails is reported and the rest goes on; a worker that
-dies takes only its present run with it. Runs that are finished are skipped, begun ones are resumed.
+dies takes only its present run with it. Runs that are finished are skipped, begun ones are resumed. Where memory is
+short of what the largest worker so far has used, fewer play at once; one always does.
 """
 
 from __future__ import annotations
@@ -10,34 +11,17 @@ import dataclasses
 import json
 import multiprocessing
 import os
-import signal
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
 from multiprocessing.connection import Connection, wait
-from typing import Any
 
-from llm_duel_env.benchmark.heartbeat import Heartbeat, Pulse
-from llm_duel_env.benchmark.run_config import RunConfig, fingerprint_of
-from llm_duel_env.benchmark.run_folder import RunFolder, last_queries
-from llm_duel_env.benchmark.runner import check_folder
+from llm_duel_env.benchmark.heartbeat import Heartbeat
+from llm_duel_env.benchmark.memory_watch import MemoryWatch
+from llm_duel_env.benchmark.run_config import RunConfig
+from llm_duel_env.benchmark.sweep_runs import STOPPED, THREADS, StopRequests, Sweep, heartbeat_of, play, unsettled
 
-THREADS = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
-"""One thread per worker: torch's spinning threads collapse when workers share cores."""
-
-
-@dataclass
-class Sweep:
-    """What became of the runs."""
-
-    finished: list[str] = field(default_factory=list)
-    """Folders of the runs that are over, those of earlier sweeps included."""
-    broken: dict[str, str] = field(default_factory=dict)
-    """Folder -> what went wrong."""
-    stopped: bool = False
-    """True where Ctrl-C ended the sweep; the same command goes on with it."""
+GRACE = 5.0
+"""Seconds after a terminal's Ctrl-C in which the workers are left to have heard it themselves."""
 
 
 class _Worker:
@@ -56,12 +40,20 @@ class _Worker:
         self.connection.send_bytes(json.dumps(dataclasses.asdict(run)).encode())
 
     def answer(self) -> str:
-        """What the worker says of its run: "" when it is over, "stopped", else what went wrong."""
+        """What the worker says of its run, which is thereby no longer its own; see `sweep_runs.play`."""
+        self.run = None
         try:
-            return self.connection.recv_bytes().decode()
+            said = self.connection.recv_bytes().decode()
         except (EOFError, OSError):
             self.process.join()
             return f"the worker process died (exit code {self.process.exitcode})"
+        if said == STOPPED:
+            self.process.join()  # it leaves after this answer, and must not be given another run
+        return said
+
+    def leave(self) -> None:
+        self.connection.close()  # the end of its line tells a worker to leave
+        self.process.join()
 
 
 def sweep(runs: Sequence[RunConfig], *, jobs: int, say: Callable[[str], None] | None = None) -> Sweep:
@@ -78,62 +70,83 @@ def sweep(runs: Sequence[RunConfig], *, jobs: int, say: Callable[[str], None] | 
     if jobs < 1:
         raise ValueError(f"jobs: expected at least 1, got {jobs}")
     outcome = Sweep()
-    made_of: dict[str, str] = {}
-    waiting = deque(run for run in runs if not _settled(run, outcome, made_of))
-    watch = _Watch(runs, outcome)
-    heartbeat = Heartbeat(f"{len(runs)} runs", sum(run.budget for run in runs), watch.pulse, say=say)
-    with heartbeat, _StopRequests() as stop:
+    waiting = deque(unsettled(runs, outcome))
+    heartbeat = heartbeat_of(runs, outcome, say)
+    pool = _Pool(jobs, heartbeat)
+    with heartbeat, StopRequests() as stop:
         for folder, reason in outcome.broken.items():
             heartbeat.message(f"broken: {folder}: {reason}")
-        workers = _start(min(jobs, len(waiting)))
         try:
-            for worker in workers:
-                worker.play(waiting.popleft())
-            while busy := [worker for worker in workers if worker.run]:
+            pool.hand_out(waiting)
+            while busy := pool.busy():
                 ready = wait([worker.connection for worker in busy], timeout=1.0)
+                for worker in busy:
+                    pool.memory.look(worker.process.pid)
                 for worker in [w for w in busy if w.connection in ready]:
-                    _note(worker, outcome, heartbeat, asked=stop.asked)
-                    if stop.asked or not waiting:
-                        continue
-                    if not worker.process.is_alive():
-                        workers.remove(worker)
-                        workers += _start(1)
-                        worker = workers[-1]
-                    worker.play(waiting.popleft())
-                if stop.asked:
-                    stop.pass_on(workers)
+                    assert worker.run is not None
+                    folder = worker.run.folder
+                    outcome.note(folder, worker.answer(), heartbeat, asked=stop.asked)
+                if not stop.asked:
+                    pool.hand_out(waiting)
+                elif not stop.terminal or stop.seconds > GRACE:
+                    pool.stop()
         finally:
-            for worker in workers:
-                worker.connection.close()  # the end of its line tells a worker to leave
-            for worker in workers:
+            for worker in pool.workers:
+                worker.connection.close()
+            for worker in pool.workers:
                 worker.process.join()
         outcome.stopped = stop.asked
     return outcome
 
 
-def _settled(run: RunConfig, outcome: Sweep, made_of: dict[str, str]) -> bool:
-    """Whether a run is over; noted in `outcome` as finished, or as broken where it was played with other settings or on
-    other weights. `made_of` remembers the tasks' fingerprints."""
-    folder = RunFolder(run.folder)
-    if not folder.result.exists():
-        return False
-    try:
-        check_folder(run, folder, resume=True)
-        task = json.dumps([run.env, run.env_kwargs], sort_keys=True)
-        if task not in made_of:
-            made_of[task] = fingerprint_of(run.env, run.env_kwargs)
-        folder.check_fingerprint(made_of[task])
-        outcome.finished.append(run.folder)
-    except ValueError as error:  # a recipe, a suite or a model has changed since: its result is not this run's
-        outcome.broken[run.folder] = f"{error}; move the folder away, or choose another"
-    return True
+class _Pool:
+    """The workers, at most `jobs` of them and as many as there is memory for."""
+
+    def __init__(self, jobs: int, heartbeat: Heartbeat) -> None:
+        self.jobs, self.heartbeat = jobs, heartbeat
+        self.workers: list[_Worker] = []
+        self.memory = MemoryWatch()
+        self._short = self._told = False
+
+    def busy(self) -> list[_Worker]:
+        return [worker for worker in self.workers if worker.run]
+
+    def hand_out(self, waiting: deque[RunConfig]) -> None:
+        """Gives runs to workers that have none, and to new ones."""
+        self.workers = [worker for worker in self.workers if worker.run or worker.process.is_alive()]
+        for worker in [w for w in self.workers if not w.run and waiting]:
+            if self._room(worker.process.pid):
+                worker.play(waiting.popleft())
+            else:  # what it holds is of use to the others
+                worker.leave()
+                self.workers.remove(worker)
+        while waiting and len(self.workers) < self.jobs and self._room(None):
+            self.workers.append(_start())
+            self.workers[-1].play(waiting.popleft())
+
+    def _room(self, pid: int | None) -> bool:
+        short = self.memory.short(pid) if self.busy() else ""
+        if short and not self._short:
+            self.heartbeat.message(f"{short}: {len(self.busy())} of {self.jobs} play until there is room")
+        if short or pid is None:
+            self._short = bool(short)  # said once, until there was room for one more
+        return not short
+
+    def stop(self) -> None:
+        """Asks the workers to save and leave, once: a second signal would stop them at once."""
+        if self._told:
+            return
+        self._told = True
+        for worker in self.busy():
+            if worker.process.is_alive():
+                worker.process.terminate()
 
 
-def _start(count: int) -> list[_Worker]:
+def _start() -> _Worker:
     before = {name: os.environ.get(name) for name in THREADS}
     os.environ.update(THREADS)  # read when the child imports torch
     try:
-        return [_Worker() for _ in range(count)]
+        return _Worker()
     finally:
         for name, value in before.items():
             if value is None:
@@ -142,101 +155,16 @@ def _start(count: int) -> list[_Worker]:
                 os.environ[name] = value
 
 
-def _note(worker: _Worker, outcome: Sweep, heartbeat: Heartbeat, *, asked: bool) -> None:
-    """Takes a worker's answer; `asked` says whether the sweep was told to stop, which explains a stopped run."""
-    assert worker.run is not None
-    folder, said = worker.run.folder, worker.answer()
-    worker.run = None
-    if said == "stopped":
-        worker.process.join()  # it leaves after this answer, and must not be given another run
-        said = "its worker was stopped from outside; its state is saved, and the same command goes on with it"
-        if asked:
-            return
-    if not said:
-        outcome.finished.append(folder)
-    else:
-        outcome.broken[folder] = said
-        heartbeat.message(f"broken: {folder}: {said}")
-
-
 def _work(connection: Connection) -> None:
-    """A worker's life: runs come as JSON, answers go as text."""
-    from llm_duel_env.benchmark.runner import RunInterrupted, run
-
-    while True:
+    """A worker's life."""
+    answer = ""
+    while answer != STOPPED:
         try:
             told = connection.recv_bytes()
         except (EOFError, KeyboardInterrupt, OSError):
             return
-        config = RunConfig(**json.loads(told))
-        folder = RunFolder(config.folder)
-        folder.path.mkdir(parents=True, exist_ok=True)
-        try:
-            with (folder.path / "log.txt").open("a") as log:
-                run(config, resume=folder.begun, say=partial(print, file=log, flush=True))
-            answer = ""
-        except (RunInterrupted, KeyboardInterrupt):
-            answer = "stopped"
-        except Exception as error:
-            answer = _explain(error, folder)
+        answer = play(told.decode())
         connection.send_bytes(answer.encode())
-        if answer == "stopped":
-            return
-
-
-def _explain(error: Exception, folder: RunFolder) -> str:
-    import traceback
-
-    with (folder.path / "log.txt").open("a") as log:
-        traceback.print_exception(error, file=log)
-    return f"{type(error).__name__}: {error} (see {folder.path / 'log.txt'})"
-
-
-class _Watch:
-    """Queries over all runs, read from their metrics files."""
-
-    def __init__(self, runs: Sequence[RunConfig], outcome: Sweep) -> None:
-        self.runs, self.outcome = runs, outcome
-
-    def pulse(self) -> Pulse:
-        over = set(self.outcome.finished)
-        done = sum(r.budget if r.folder in over else last_queries(RunFolder(r.folder).metrics) for r in self.runs)
-        broken = f", {len(self.outcome.broken)} broken" if self.outcome.broken else ""
-        return Pulse(done, f"{len(over)}/{len(self.runs)} runs over{broken}")
-
-
-class _StopRequests:
-    """Takes Ctrl-C and SIGTERM once: workers finish their round, save, and leave."""
-
-    GRACE = 5.0
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._told = False
-        self._since = 0.0
-
-    def __enter__(self) -> _StopRequests:
-        self._before: dict[int, Any] = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
-        for number in self._before:
-            signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, _frame: object) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked, self._since, self._terminal = True, time.monotonic(), number == signal.SIGINT
-
-    def pass_on(self, workers: Sequence[_Worker]) -> None:
-        # A terminal's Ctrl-C reaches the workers by itself, and a second one would stop them at once.
-        if not self._told and (not self._terminal or time.monotonic() - self._since > self.GRACE):
-            self._told = True
-            for worker in workers:
-                if worker.run and worker.process.is_alive():
-                    worker.process.terminate()
 
 
 def default_jobs() -> int:

@@ -12,6 +12,7 @@ from benchmark_helpers import config, silent, untimed
 
 from llm_duel_env.benchmark.runner import run
 from llm_duel_env.benchmark.sweep import sweep
+from llm_duel_env.benchmark.sweep_runs import play
 
 
 def test_a_sweep_goes_on_past_what_breaks_and_can_be_repeated(tmp_path):
@@ -60,6 +61,12 @@ def test_a_run_on_other_weights_is_neither_resumed_nor_taken_for_finished(tmp_pa
     Path(told.folder, "result.json").unlink()
     with pytest.raises(ValueError, match="now ffffffffffff"):
         run(told, resume=True, say=silent)
+
+
+def test_a_folder_that_cannot_be_made_is_no_end_of_the_worker(tmp_path):
+    (tmp_path / "file").touch()
+    told = json.dumps(dataclasses.asdict(config(tmp_path / "file" / "run", agent="uniform", overrides={})))
+    assert "Not a directory" in play(told)
 
 
 def test_a_worker_that_dies_takes_only_its_run_with_it(tmp_path, monkeypatch):
