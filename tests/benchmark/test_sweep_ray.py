@@ -112,7 +112,7 @@ def test_runs_end_as_in_local_processes_past_one_that_is_over_and_one_that_break
 @needs_ray
 @pytest.mark.slow
 def test_a_run_whose_worker_is_killed_and_that_is_then_stopped_ends_as_if_nothing_had_happened(address, tmp_path):
-    long = config(tmp_path / "long", budget=8000, eval_every=1.0, checkpoint_every=0.05)
+    long = config(tmp_path / "long", budget=2000, eval_every=1.0, checkpoint_every=0.05)
     short = config(tmp_path / "short")
     thread = when_under_way(long.folder, lambda pid: os.kill(pid, signal.SIGKILL))
     outcome = sweep_ray.sweep([long, short], address=address, say=silent)
