@@ -204,7 +204,7 @@ def _leaderboard(told: Leaderboard) -> int:
     if skipped:
         where = f"{len(skipped)} runs know no offline win rate and are left out, e.g. {skipped[0]['folder']}"
         print(where, file=sys.stderr)
-    made = tables(results)
+    made = tables(results, told.against)
     if not made:
         raise ValueError("leaderboard: no run knows an offline win rate: their tasks have no reference responses")
     console = Console()
@@ -225,6 +225,7 @@ def _leaderboard(told: Leaderboard) -> int:
 
 def _leaderboard_command(told: Leaderboard) -> str:
     words = ["llm-duel", "leaderboard", *map(str, told.runs)]
+    words += ["--against", *told.against] if told.against else []
     words += ["--rerun", *map(str, told.rerun)] if told.rerun is not None else []
     words += ["--out", str(told.out)] if told.out else []
     return shlex.join(words + (["--html", str(told.html)] if told.html else []))

@@ -132,6 +132,8 @@ class Leaderboard:
     """Also write the report as one HTML file that needs no network: tables, curves, every run, sample duels as text."""
     parquet: bool = False
     """Also write all figures of all rows as leaderboard.parquet there (extra `parquet`)."""
+    against: Annotated[tuple[str, ...], _told("LABEL ...")] = ()
+    """Also compare the others with these, paired by seed, as they are with online_dpo."""
     rerun: Annotated[tuple[int, ...] | None, _told("[ROUNDS]")] = None
     """Play the first rounds (default 20) of every entry again, from seed and settings, and compare labels and
     evaluations with what the entry holds. Entries that are not replayed are marked self-reported."""

@@ -110,6 +110,8 @@ class Table:
     rows: list[Row] = field(default_factory=list)
     results: dict[str, dict[int, Result]] = field(default_factory=dict)
     """Label -> seed -> result."""
+    against: tuple[str, ...] = ()
+    """Labels that the others are compared with, beside the baseline."""
 
     @property
     def title(self) -> str:
@@ -124,18 +126,24 @@ class Table:
         return all(row.seeds >= SEEDS_NEEDED[self.kind] for row in self.rows)
 
 
-def tables(results: Sequence[Result]) -> list[Table]:
+def tables(results: Sequence[Result], against: Sequence[str] = ()) -> list[Table]:
     """One table per environment, settings, budget, feedback, batch and evaluation, agents by falling offline win rate.
 
-    Results without an offline win rate (`has_win_rate`) cannot be compared and are left out.
+    Results without an offline win rate (`has_win_rate`) cannot be compared and are left out. Beside the baseline, the
+    others are compared with each label of `against`, in the tables that have it.
 
     Raises:
-        ValueError: two runs of the same label and seed, with their folders.
+        ValueError: two runs of the same label and seed, with their folders; a label of `against` that no table has.
     """
     groups: dict[str, list[Result]] = defaultdict(list)
     for result in filter(has_win_rate, results):
         groups[json.dumps([_group(result)], sort_keys=True)].append(result)
-    return [_table(group) for _, group in sorted(groups.items())]
+    made = [replace(_table(group), against=tuple(against)) for _, group in sorted(groups.items())]
+    labels = {label for table in made for label in table.results}
+    for label in against:
+        if label not in labels:
+            raise ValueError(f"against: expected one of {sorted(labels)}, got {label!r}")
+    return made
 
 
 def _group(result: Result) -> dict[str, Any]:

@@ -89,6 +89,24 @@ def test_differences_are_paired_by_seed_and_told_with_their_intervals():
     assert told["difference_online_win_rate"] == ""
 
 
+def test_others_can_be_compared_with_any_label():
+    runs = [result("online_dpo", s, [*SLOW[:4], 0.8 + 0.01 * s], cumulative_regret=50.0 + 10 * s) for s in range(10)]
+    runs += [result("sea", s, FAST, cumulative_regret=40.0 + 10 * s) for s in range(10)]
+    runs += [result("xpo", s, FAST) for s in range(4)]  # too few seeds to be compared
+    (found,) = leaderboard.tables(runs, against=["sea"])
+    block = details.less(found, "sea")
+    (row,) = block.rows
+    assert row[0] == "online_dpo"
+    assert row[block.headings.index("cumulative regret")] == "+10 [+10, +10]"
+    ours = next(one for one in found.rows if one.label == "sea").differences["offline win rate"]
+    mirrored = f"{-ours.estimate:+.3f} [{-ours.high:+.3f}, {-ours.low:+.3f}]"
+    assert row[block.headings.index("offline win rate")] == mirrored
+    assert "Less sea, paired by seed" in table.markdown([found])
+    assert "Less sea" not in table.markdown(leaderboard.tables(runs))
+    with pytest.raises(ValueError, match=r"against: expected one of \['online_dpo', 'sea', 'xpo'\], got 'see'"):
+        leaderboard.tables(runs, against=["see"])
+
+
 def test_ranks_that_are_not_told_apart_are_ties():
     """Both end alike but for noise that changes its sign from seed to seed; the third ends lower in every seed."""
     runs = [result("online_dpo", s, [*SLOW[:4], 0.9]) for s in range(10)]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llm_duel_env.benchmark import statistics
 from llm_duel_env.benchmark.leaderboard import BASELINE, Table
 from llm_duel_env.benchmark.matched import AtLevel, Matched, matched
 from llm_duel_env.benchmark.report.text import difference, name, number
-from llm_duel_env.benchmark.results import COMPARED
+from llm_duel_env.benchmark.results import COMPARED, differences_to, win_curve
+from llm_duel_env.benchmark.statistics import SEEDS_NEEDED, Interval
 
 PAIRED = f"Less {BASELINE}, paired by seed"
 COUNTS = ("queries to target", "cumulative regret")
@@ -42,6 +44,7 @@ def blocks(table: Table) -> list[Block]:
     headings, rows = paired_cells(table)
     found = [
         Block(PAIRED, headings, rows, paired_note(table)),
+        *(less(table, label) for label in table.against if label in table.results),
         _at_kl(table, at_levels),
         _less_at_kl(table, at_levels),
         _beliefs(table),
@@ -52,24 +55,44 @@ def blocks(table: Table) -> list[Block]:
 def paired_cells(table: Table) -> tuple[list[str], list[list[str]]]:
     """Headings and cells of what each agent has more than the baseline, paired by seed; no rows where seeds are too
     few."""
-    rows = [row for row in table.rows if row.differences]
-    names = [name for name in COMPARED if any(name in row.differences for row in rows)]
+    differences = {row.label: row.differences for row in table.rows if row.differences}
+    above = {row.label: number(row.improvement, ".2f", row.improvement_interval) for row in table.rows}
+    return _cells(table, differences, above)
+
+
+def less(table: Table, label: str) -> Block:
+    """What each agent has more than `label`, paired by seed; no rows where seeds are too few."""
+    differences, above = {}, {}
+    theirs = table.results[label]
+    for other, ours in table.results.items():
+        if other != label and set(ours) & set(theirs) and min(len(ours), len(theirs)) >= SEEDS_NEEDED[table.kind]:
+            differences[other] = differences_to(ours, theirs, table.target)
+            ends = [[win_curve(result)[1][-1] for result in results.values()] for results in (ours, theirs)]
+            found = statistics.improvement_interval(*ends)
+            above[other] = number(found.estimate, ".2f", (found.low, found.high))
+    return Block(f"Less {label}, paired by seed", *_cells(table, differences, above), paired_note(table, label))
+
+
+def _cells(
+    table: Table, differences: dict[str, dict[str, Interval]], above: dict[str, str]
+) -> tuple[list[str], list[list[str]]]:
+    """Headings, and a row for each label in `differences`, in the table's order; `above` is how often it ends above."""
+    names = [name for name in COMPARED if any(name in found for found in differences.values())]
     forms = {compared: "+.0f" if compared in COUNTS else "+.3f" for compared in names}
-    return ["agent", *names, "ends above it"], [
-        [
-            name(row),
-            *(difference(row.differences.get(compared), form) for compared, form in forms.items()),
-            number(row.improvement, ".2f", row.improvement_interval),
-        ]
-        for row in rows
-    ]
+    rows = []
+    for row in table.rows:
+        if row.label in differences:
+            found = differences[row.label]
+            cells = [difference(found.get(compared), form) for compared, form in forms.items()]
+            rows.append([name(row), *cells, above[row.label]])
+    return ["agent", *names, "ends above it"], rows
 
 
-def paired_note(table: Table) -> str:
-    """What a reader must know to read `paired_cells`."""
+def paired_note(table: Table, label: str = BASELINE) -> str:
+    """What a reader must know to read `paired_cells`, or `less` of `label`."""
     note = (
         "95% bootstrap interval over seeds. A difference whose interval holds 0 is not told from none. Ends above it: "
-        f"the probability that a run of this agent ends with a higher win rate than one of {BASELINE}, runs not paired."
+        f"the probability that a run of this agent ends with a higher win rate than one of {label}, runs not paired."
     )
     if any(row.censored for row in table.rows):
         note += " Seeds that never got to the target count with the budget."
