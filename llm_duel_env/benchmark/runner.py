@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import json
 import shlex
 import signal
@@ -76,7 +77,8 @@ def _run(config: RunConfig, resume: bool, say: Callable[[str], None] | None) -> 
         with Session(config, folder) as session:
             heartbeat.pulse = session.pulse
             _on_first(lambda: _begin(config, folder, session.fingerprint, resume))
-            return _play(session, heartbeat, stop)
+            with _long_lived():
+                return _play(session, heartbeat, stop)
 
 
 def _begin(config: RunConfig, folder: RunFolder, fingerprint: str, resume: bool) -> None:
@@ -95,6 +97,18 @@ def _on_first(work: Callable[[], None]) -> None:
     if ranks.rank() == 0:
         work()
     ranks.meet()
+
+
+@contextlib.contextmanager
+def _long_lived() -> Iterator[None]:
+    """What is there lives as long as the run: Python's collector need not look through it again and again while rounds
+    make small objects, which takes a fifth of a short round's time."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _silent(line: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import gymnasium
 import numpy as np
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
 from llm_duel_env import ranks
@@ -293,10 +294,13 @@ class Session:
             return
         scalars = scalars | {name: seconds for name, seconds in spent.items() if seconds > 0}
         self.metrics.append({"kind": kind, "round": int(self.core.round), "queries": self.queries} | scalars)
-        for name, value in scalars.items():
-            if np.isfinite(value):
-                tag = name if "/" in name else f"{kind}/{name}"
-                self.tensorboard.add_scalar(tag, value, self.queries)
+        # One event for all of them: add_scalar would wake TensorBoard's thread for each, in the midst of a short round.
+        values = [
+            Summary.Value(tag=name if "/" in name else f"{kind}/{name}", simple_value=value)
+            for name, value in scalars.items()
+            if np.isfinite(value)
+        ]
+        self.tensorboard.file_writer.add_summary(Summary(value=values), self.queries)
 
     @contextlib.contextmanager
     def _clock(self, name: str) -> Iterator[None]:
