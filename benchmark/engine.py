@@ -17,7 +17,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from memory import peak, resident_from_here
 from speed import alternate, flops, matmul_rate, plain_sample, play_round
 
 from llm_duel_env.agents.online_dpo import OnlineDPO
@@ -179,10 +179,10 @@ def peak_of(side: str, batch: int, rounds: int = 3) -> float:
     work = our_round(task, fresh, batch) if side == "ours" else trl_round(
         task, fresh, **({} if "defaults" in side else {"gradient_checkpointing": False})
     )  # fmt: skip
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = resident_from_here()
     for _ in range(rounds):
         work()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return (peak() - before) / 2**20
 
 
 def memory(_repeats: int) -> dict[str, Any]:

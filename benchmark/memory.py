@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -59,7 +58,7 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     assert all(check(model) for check in (shared_prefix.works, packed_rows.works, is_linear))
     if args.way == "checkpointed":
         checkpointing.enable(model)
-    before, start = resident(), time.perf_counter()
+    before, start = resident_from_here(), time.perf_counter()
     if args.way == "plain":
         values = plain(model, prompts, tokens)
     else:
@@ -71,15 +70,21 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     with checkpointing.checkpointing(model, args.way == "checkpointed"):
         loss.backward()
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    added = peak() - before
     gradient = float(sum(p.grad.double().pow(2).sum() for p in model.parameters() if p.grad is not None)) ** 0.5
-    return {"bytes": peak - before, "seconds": seconds, "loss": float(loss.detach()), "gradient": gradient}
+    return {"bytes": added, "seconds": seconds, "loss": float(loss.detach()), "gradient": gradient}
 
 
-def resident() -> int:
-    """Bytes that this process holds now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
+def resident_from_here() -> int:
+    """Bytes that this process holds now; `peak` counts from here, not from the loading of models and libraries."""
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak is reset to what is held
+    return peak()
+
+
+def peak() -> int:
+    """The most bytes that this process has held since `resident_from_here`."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
 def main() -> None:
