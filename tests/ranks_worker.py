@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from llm_duel_env import ranks
+from llm_duel_env import ranks, watch
 from llm_duel_env.watch import watched
 
 
@@ -81,7 +81,28 @@ def stops():
     ranks.any_of(False)
 
 
+def host_stops():
+    """Rank 0, which keeps the ranks' meeting place, is stopped while rank 1 waits for it."""
+    ranks.meet()
+    time.sleep(5 * watch.BEAT)
+    if ranks.rank() == 0:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    ranks.any_of(False)
+
+
+def host_stops_and_the_other_fails():
+    """Rank 0, which keeps the ranks' meeting place, is stopped, and rank 1 breaks: whom should it tell?"""
+    ranks.meet()
+    if ranks.rank() == 0:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(5 * watch.BEAT)
+    raise ValueError("the egg broke")
+
+
+WORKS = [together, fails, stops, host_stops, host_stops_and_the_other_fails]
+
 if __name__ == "__main__":
+    watch.BEAT = float(os.environ.get("TEST_BEAT", watch.BEAT))
     ranks.join("cpu")
     with watched():
-        {"together": together, "fails": fails, "stops": stops}[sys.argv[1]]()
+        {work.__name__: work for work in WORKS}[sys.argv[1]]()

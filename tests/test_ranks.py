@@ -1,5 +1,8 @@
 """What ranks tell each other, and what becomes of them when one is lost: real processes on this machine."""
 
+import os
+import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -57,6 +60,33 @@ def test_a_rank_that_hangs_is_missed(monkeypatch, capfd):
     assert "rank 0 of 2 ends: rank 1 has given no sign of life for 4 s" in told
     assert "any_of" in told  # where it was waiting
     assert seconds < 90
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("what", "silence", "status", "told"),
+    [
+        ("host_stops", 2, watch.LOST, r"rank 1 of 2 ends: the ranks' meeting place (rank 0 or the launcher keeps it)"),
+        ("host_stops_and_the_other_fails", 600, 1, "ValueError: the egg broke"),
+    ],
+)
+def test_nobody_waits_for_a_rank_that_keeps_the_meeting_place_and_hangs(what, silence, status, told):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1", "TEST_BEAT": "0.2"}
+    env |= {"LLM_DUEL_SILENCE": str(silence), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    host, other = (
+        subprocess.Popen([sys.executable, WORKER, what], env={**env, "RANK": number}, stderr=subprocess.PIPE, text=True)
+        for number in ("0", "1")
+    )
+    try:
+        _, err = other.communicate(timeout=150)
+    finally:
+        for child in (host, other):
+            child.kill()
+            child.communicate()
+    assert other.returncode == status, err
+    assert told in err
 
 
 def test_only_plain_data_is_told():
