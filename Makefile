@@ -15,7 +15,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test coverage test-slow test-vllm bench-vllm test-deepspeed test-ray bench-engine bench-memory lint format bench-speed assets docs site site-serve board report report-picture board-runs study tune tune-board clean
+.PHONY: help setup setup-dev demo test coverage test-slow test-vllm bench-vllm test-deepspeed test-ray bench-engine bench-seeds bench-memory lint format bench-speed assets docs site site-serve board report report-picture board-runs study tune tune-board clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -93,6 +93,9 @@ $(VENV_RAY)/.installed: pyproject.toml constraints.txt
 
 bench-engine: setup-dev  ## the engine beside `generate`, TRL and the arithmetic floor; what a round's cost grows with
 	$(BIN)/python benchmark/engine.py $(ARGS)
+
+bench-seeds: setup  ## what many seeds of a finite task in one batched computation would save
+	OMP_NUM_THREADS=1 $(BIN)/python benchmark/seeds.py $(ARGS)
 
 bench-memory: setup  ## peak memory of a learning step, the plain way and ours
 	OMP_NUM_THREADS=1 $(BIN)/python benchmark/memory.py $(ARGS)
