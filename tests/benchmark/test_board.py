@@ -180,7 +180,7 @@ def result(agent, seed, wins, needs=(), provenance="paper", **changes):
 def made(tmp_path, results, agents):
     for number, one in enumerate(results):
         path = tmp_path / str(number) / "result.json"
-        path.parent.mkdir()
+        path.parent.mkdir(parents=True)
         path.write_text(json.dumps(one))
     kept = stored.Kept(tmp_path, lambda env, env_kwargs: stored.TaskFacts("now", 512))
     runs = [RunConfig(a, "duel/Synthetic-v0", "runs", seed=s, label=a) for a in agents for s in range(10)]
@@ -207,6 +207,18 @@ def test_sections_and_ranks(tmp_path):
     assert [row.label for row in part.rows("rdo")] == ["rdo"]
     text = board.board([part], "make board")
     assert text.index("| apl* |") < text.index("| rdo* |") < text.index("| real |")
+
+    # With seeds enough for all, the one table of all has ranks; an agent that is told more keeps none of them.
+    results = [one for one in results if one["agent"] != "real"]
+    results += [result("sb3_dqn", s, 0.98 + s / 1000, needs=["reward"]) for s in range(10)]
+    part = made(tmp_path / "all", results, ["sea", "online_dpo", "apl", "rdo", "sb3_dqn"])
+    assert [row.place for row in part.table.rows if row.label == "sb3_dqn"] == [1]
+    duels, richer, _ = part.sections()
+    assert [(row.label, row.rank, row.place, row.tied) for row in richer] == [
+        ("sb3_dqn", None, None, ()),
+        ("rdo", None, None, ()),
+    ]
+    assert [row.place for row in duels] == [None, 1, 2]
 
 
 def test_a_suite_on_several_tasks_and_budgets_has_a_part_for_each(tmp_path):

@@ -48,14 +48,20 @@ class Part:
         return [row for row in self.table.rows if played[row.label] == agent]
 
     def sections(self) -> tuple[list[Row], list[Row], list[Row]]:
-        """The rows of (duels alone, told more, too few seeds), the first with ranks."""
+        """The rows of (duels alone, told more, too few seeds), the first with ranks, the others without."""
         if self.table is None:
             return [], [], []
         enough = SEEDS_NEEDED[self.table.kind]
         few = [row for row in self.table.rows if row.seeds < enough]
         many = [row for row in self.table.rows if row.seeds >= enough]
         duels = [row for row in many if not self.told[row.label]]
-        return ranked(duels, self.table.results), [row for row in many if self.told[row.label]], few
+        richer = [row for row in many if self.told[row.label]]
+        return ranked(duels, self.table.results), _unranked(richer), _unranked(few)
+
+
+def _unranked(rows: Sequence[Row]) -> list[Row]:
+    """The rows without the ranks that they have where all agents of the table are compared."""
+    return [replace(row, rank=None, place=None, tied=()) for row in rows]
 
 
 def parts_of(suite: str, kept: Kept) -> list[Part]:
