@@ -96,7 +96,8 @@ class JudgeOracle(Oracle):
                 at temperature 0, then at 0.7.
             input_price: Price of a million tokens sent.
             output_price: Price of a million tokens received.
-            max_cost: Nothing more is asked once the replies in the cache have cost this much; None for no limit.
+            max_cost: Nothing more is asked once the replies in the cache have cost this much, or once the server has
+                not reported the tokens of one; needs a price. None for no limit.
             cache: File of replies; None for ``judge.jsonl`` in the run's folder.
             evaluate: Whether win rates are asked of the judge too. They cost many times what labels cost.
             patience: Fields of `Patience`: connect_timeout, read_timeout, deadline, attempts, backoff, in_flight, ...
@@ -113,6 +114,8 @@ class JudgeOracle(Oracle):
         for name, price in (("input_price", input_price), ("output_price", output_price), ("max_cost", max_cost)):
             if price is not None and not 0 <= price < float("inf"):
                 raise ValueError(f"{name}: expected a number of at least 0, got {price!r}")
+        if max_cost is not None and not (input_price or output_price):
+            raise ValueError("max_cost: expected input_price or output_price with it, got 0 for both")
         self.model, self.template, self.system, self.max_tokens = model, template, system, max_tokens
         self.options, self.verdict_attempts = dict(options or {}), verdict_attempts
         self.prices = (input_price / 1e6, output_price / 1e6)
@@ -157,6 +160,16 @@ class JudgeOracle(Oracle):
     def _cost(self) -> float:
         return self._spent["prompt_tokens"] * self.prices[0] + self._spent["completion_tokens"] * self.prices[1]
 
+    def _check_cost(self) -> None:
+        """OracleError where there is a limit of cost, and it is reached or cannot be held."""
+        if self.max_cost is None:
+            return
+        if self._spent["unreported"]:
+            count = f"{self._spent['unreported']} of {self._spent['replies']} replies"
+            raise OracleError(f"the judge's server reported no tokens for {count}, and max_cost is {self.max_cost}")
+        if self._cost() >= self.max_cost:
+            raise OracleError(f"the judge has cost {self._cost():.4f}, and max_cost is {self.max_cost}")
+
     def close(self) -> None:
         """Lets connections go."""
         self.client.close()
@@ -181,8 +194,7 @@ class JudgeOracle(Oracle):
             left = [key for key in questions if key not in self._verdicts]
             for begin in range(0, len(left), self.client.patience.in_flight):  # the cost is looked at in between
                 some = left[begin : begin + self.client.patience.in_flight]
-                if self.max_cost is not None and self._cost() >= self.max_cost:
-                    raise OracleError(f"the judge has cost {self._cost():.4f}, and max_cost is {self.max_cost}")
+                self._check_cost()
                 bodies = [self._body(questions[key], attempt) for key in some]
 
                 def note(answer: Any, number: int, some: list[str] = some) -> str:

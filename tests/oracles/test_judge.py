@@ -181,6 +181,24 @@ def test_the_cost_is_bounded(serve):
     oracle.close()
 
 
+def test_a_limit_of_cost_that_cannot_be_held_ends_the_asking(serve, tmp_path):
+    def silent(path, body):
+        return {"choices": longest(path, body)["choices"], "usage": {"completion_tokens": 3}}
+
+    server = serve(silent)
+    oracle = judge(server, input_price=1.0, max_cost=100.0)
+    oracle.open(tmp_path)
+    with pytest.raises(OracleError, match=r"reported no tokens for 2 of 2 replies, and max_cost is 100"):
+        oracle.win_probability(PROMPTS, FIRST, SECOND)
+    assert len(server.seen) == 2  # what was under way; both are kept
+    free = judge(server)
+    free.open(tmp_path)
+    assert free.win_probability(PROMPTS, FIRST, SECOND).tolist() == [1.0, 0.0, 0.5]
+    assert len(server.seen) == 6
+    oracle.close()
+    free.close()
+
+
 def test_options_win_and_none_takes_away(serve):
     server = serve(longest)
     oracle = judge(server, system="S", options={"max_tokens": None, "max_completion_tokens": 9, "temperature": 1.0})
@@ -236,6 +254,7 @@ def test_win_rates_are_not_asked_of_a_judge_unless_told_to(serve, text_task):
         ({"template": "{prompt} {first}"}, "{second}"),
         ({"max_tokens": 0}, "max_tokens: expected"),
         ({"input_price": -1}, "input_price: expected"),
+        ({"max_cost": 5.0}, "max_cost: expected input_price or output_price with it"),
         ({"url": "nowhere"}, "address like http"),
         ({"model": ""}, "name of a model"),
         ({"token": "sk-1"}, "token: no such setting"),
