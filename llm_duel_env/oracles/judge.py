@@ -228,11 +228,14 @@ class JudgeOracle(Oracle):
         choices = field(answer, "choices")
         if not isinstance(choices, list) or not choices:
             raise BadAnswer("choices: expected at least one")
-        text = field(field(choices[0], "message"), "content")
-        if not isinstance(text, str):
-            raise BadAnswer("content: expected text")
+        message = field(choices[0], "message")
+        if not isinstance(message, dict):
+            raise BadAnswer("message: expected an object")
+        content = message.get("content")
+        # A refusal, or thought that was cut before the answer: a reply that is paid for, and has no verdict.
+        text = content if isinstance(content, str) else None
         cut = choices[0].get("finish_reason") == "length"
-        said = None if cut else verdict(text)
+        said = None if cut or text is None else verdict(text)
         usage = answer.get("usage")
         entry = {
             "key": key,
@@ -244,7 +247,7 @@ class JudgeOracle(Oracle):
         }
         self._journal.append(entry)
         self._count(entry)
-        return text
+        return "(no text)" if text is None else text
 
 
 def _count_of(usage: Any, name: str) -> int | None:

@@ -93,6 +93,34 @@ def test_an_unparsable_reply_is_asked_again_otherwise_and_paid(serve):
     oracle.close()
 
 
+@pytest.mark.parametrize("content", [None, [{"type": "text", "text": "[[A]]"}], "missing"])
+def test_a_reply_without_text_is_paid_for_and_asked_again_otherwise(serve, tmp_path, content):
+    def without_text(answer):
+        message = {"refusal": "I must not."} | ({} if content == "missing" else {"content": content})
+        return answer | {"choices": [{"message": message, "finish_reason": "stop"}]}
+
+    server = serve(longest)
+    server.faults = [without_text]
+    oracle = judge(server, input_price=100_000, max_cost=8.0)  # 1 a reply
+    oracle.open(tmp_path)
+    assert oracle.win_probability(PROMPTS, FIRST, SECOND).tolist() == [1.0, 0.0, 0.5]
+    assert [(body["seed"], body["temperature"]) for body in server.seen] == [(0, 0.0)] * 6 + [(1, 0.7)]
+    spent = oracle.usage()
+    assert (spent["replies"], spent["unparsable"], spent["prompt_tokens"], spent["cost"]) == (7, 1, 70, 7.0)
+    server.faults = [without_text] * 9
+    with pytest.raises(OracleError, match=r"has cost 9\.0000, and max_cost is 8"):
+        oracle.win_probability({"prompt": ("new",)}, FIRST[:1], SECOND[:1])
+    oracle.close()
+    again = judge(server)
+    again.open(tmp_path)
+    assert again.usage()["replies"] == 9
+    with pytest.raises(OracleError, match=r"2 questions were put 1 times without one, e.g. '\(no text\)'"):
+        judge(server, cache=tmp_path / "judge.jsonl", verdict_attempts=1).win_probability(
+            {"prompt": ("new",)}, FIRST[:1], SECOND[:1]
+        )
+    again.close()
+
+
 def test_a_judge_without_verdict_is_refused(serve):
     server = serve(lambda path, body: reply("I cannot say."))
     oracle = judge(server, verdict_attempts=2)
@@ -109,7 +137,7 @@ FAULTS = {
     "half": ("half", "the connection broke"),
     "garbage": ("garbage", "no JSON"),
     "no choices": (lambda _: {"choices": []}, "at least one"),
-    "no text": (lambda _: reply(None), "content: expected text"),
+    "no message": (lambda _: {"choices": [{"message": None}]}, "message: expected an object"),
     "an error": (lambda _: {"error": "overloaded"}, "expected an object with 'choices'"),
 }
 
