@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from llm_duel_env.agents.policies import language_model
 from llm_duel_env.benchmark.recipes import recipe_of
@@ -40,6 +41,8 @@ SMALL: dict[str, dict] = {
 }
 """More of them, by agent."""
 DETERMINISTIC = {"max_inp"}
+WITHOUT_LESSONS = {"best_of_n", "uniform", "trl_online_dpo"}
+"""Their policies never learn, or (TRL's trainer) refuse to in the background."""
 RICHER = frozenset({"scores", "ranking", "reward"})
 """What an agent may learn from besides preferences; such agents stand in tables of their own."""
 
@@ -59,8 +62,19 @@ def small(name):
 
 ON_FINITE = [name for name in AGENTS if plays(name, "finite")]
 ON_TEXT = [name for name in AGENTS if plays(name, "text")]
+BY_LESSON = {load_agent(name).learn: name for name in ON_TEXT if name not in WITHOUT_LESSONS}
+"""One agent for each way of learning."""
+TEXT_ONLY = [name for name in ON_TEXT if name not in ON_FINITE]
+GAMES = [pytest.param(name, FINITE, id=name) for name in ON_FINITE]
+GAMES += [pytest.param(name, TEXT, id=f"{name}-text") for name in TEXT_ONLY]
+"""Every agent on the cheapest task that it plays."""
 PREFERENCE_LEARNERS = [name for name in ON_FINITE if not load_agent(name).needs & RICHER]
 LEARNERS = [name for name in PREFERENCE_LEARNERS if name != "uniform"]
+# Those that are told the reward are left out: Stable-Baselines3's need thousands of duels before they are above chance.
+LEARN_ON_FINITE = LEARNERS + [name for name in ON_FINITE if load_agent(name).needs & RICHER == {"scores"}]
+# DLMA is left out where labels are counted: it asks nobody, so there is no budget to spend and no reward to lie with.
+# `test_dlma` plays its run to the end, with an oracle that must not be asked.
+ASKING_ON_TEXT = [name for name in TEXT_ONLY if name != "dlma"]
 WITH_LOSS = [name for name in LEARNERS if "loss" in settings_of(name)]
 
 
@@ -150,33 +164,76 @@ def test_two_rounds_of_text_with_a_resume_between(name, tmp_path, monkeypatch):
     check_contract(env, agent, after, log + more)
 
 
-@pytest.mark.parametrize("name", ON_FINITE)
-def test_the_same_seed_gives_the_same_run_and_another_seed_another(name):
+@pytest.mark.parametrize("name", sorted(BY_LESSON.values()))
+def test_the_first_lesson_trains_the_same_weights_in_the_background(name, monkeypatch):
+    """Until its first lesson is taken on an agent acts the same either way, so whatever a loss asks the policy itself
+    must be asked of what trains, not of the copy that acts. Several steps: before the first the two are equal."""
+    monkeypatch.setattr(language_model, "FEATURE_PROMPTS", 2)
+    found, rounds = [], 0
+    for asynchronous in (False, True):
+        settings = {"policy.asynchronous": asynchronous, "policy.passes": 3, "policy.learning_rate": 1e-3}
+        env, agent = make(name, TEXT, **settings)  # of four prompts, which APL's phases ask for
+        start = trained_weights(agent)
+        observation, played = play(env, agent, 1)[0], 1
+        while played < rounds or (not rounds and not agent.policy.gradient_steps):
+            assert played < 4  # SELM learns at every third round at the latest
+            observation, played = play(env, agent, 1, observation)[0], played + 1
+        agent.policy.settle()
+        rounds = played
+        assert agent.policy.gradient_steps >= 3
+        found.append(trained_weights(agent) - start)
+    assert found[0].abs().max() > 0
+    assert torch.equal(found[0], found[1])
+
+
+def trained_weights(agent):
+    return torch.cat([value.detach().flatten() for value in agent.policy.models.policy.parameters()])
+
+
+@pytest.mark.parametrize(("name", "env_id"), GAMES)
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(name, env_id, monkeypatch):
+    monkeypatch.setattr(language_model, "FEATURE_PROMPTS", 2)
+    batch, rounds = (4, 3) if env_id == FINITE else (3, 2)
     # The seed is the agent's; where nothing that an agent does is random, another run needs other prompts.
     prompts = (0, 0, 1) if name in DETERMINISTIC else (0, 0, 0)
-    logs = [play(*make(name, FINITE, seed=s), 3, seed=p)[1] for s, p in zip((0, 0, 1), prompts)]
+    logs = [play(*make(name, env_id, batch=batch, seed=s), rounds, seed=p)[1] for s, p in zip((0, 0, 1), prompts)]
     assert logs[0] == logs[1]
     assert logs[0] != logs[2]
 
 
-def small_run(name, folder, **changes):
-    """A whole run by the benchmark's runner, on the finite task."""
+def small_run(name, folder, env_id=FINITE, **changes):
+    """A whole run by the benchmark's runner."""
     config = RunConfig(
         agent=name,
-        env=FINITE,
+        env=env_id,
         folder=str(folder),
-        batch=8,
-        overrides=small(name) | {"policy.learning_rate": 1e-2},
-        env_kwargs={"task_kwargs": TASKS[FINITE][1]},
-        eval_prompts=16,
-        **changes,
+        overrides=small(name) | {"policy.learning_rate": 1e-2 if env_id == FINITE else 1e-3},
+        env_kwargs={"task_kwargs": TASKS[env_id][1]},
+        **{"batch": 8, "eval_prompts": 16} | changes,
     )
-    return run(config, say=lambda line: None)
+    try:
+        return run(config, say=lambda line: None)
+    except MissingExtraError as missing:
+        pytest.skip(f"AN EXTRA IS NOT INSTALLED: {missing}")
+
+
+SMALL_TEXT = {"env_id": TEXT, "batch": 3, "budget": 7, "eval_prompts": 4}
 
 
 @pytest.mark.parametrize("name", PREFERENCE_LEARNERS)
 def test_rewards_and_metrics_are_never_seen(name, tmp_path, monkeypatch):
-    """A whole run whose environment lies about everything but preferences buys the same labels and learns the same."""
+    check_that_lies_are_not_seen(name, tmp_path, monkeypatch, budget=32, eval_every=1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ASKING_ON_TEXT)
+def test_rewards_and_metrics_are_never_seen_on_text(name, tmp_path, monkeypatch):
+    check_that_lies_are_not_seen(name, tmp_path, monkeypatch, eval_every=1.0, **SMALL_TEXT)
+
+
+def check_that_lies_are_not_seen(name, tmp_path, monkeypatch, **settings):
+    """A whole run whose environment lies about everything but preferences, and scores where an agent is told them, buys
+    the same labels and learns the same."""
     honest = DuelVectorEnv.step
 
     def lying(self, actions):
@@ -188,7 +245,7 @@ def test_rewards_and_metrics_are_never_seen(name, tmp_path, monkeypatch):
     for step in (honest, lying):
         monkeypatch.setattr(DuelVectorEnv, "step", step)
         folder = tmp_path / step.__name__
-        result = small_run(name, folder, budget=32, eval_every=1.0)
+        result = small_run(name, folder, **settings)
         curve = {key: result["curve"][key] for key in ("offline_win_probability", "kl")}
         found.append(((folder / "ledger.jsonl").read_bytes(), curve, result["cumulative_regret"]))
     assert found[0][:2] == found[1][:2]
@@ -197,13 +254,22 @@ def test_rewards_and_metrics_are_never_seen(name, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ON_FINITE)
 def test_the_budget_is_spent_and_never_overrun(name, tmp_path):
-    result = small_run(name, tmp_path / "run", budget=37, eval_every=0.5)
-    assert result["queries"] == 37
-    labels = [json.loads(line) for line in (tmp_path / "run/ledger.jsonl").read_text().splitlines()]
-    assert sum("label" in record for record in labels) == 37
+    check_that_the_budget_is_spent(name, tmp_path / "run", budget=37, eval_every=0.5)
 
 
-@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize("name", ASKING_ON_TEXT)
+def test_the_budget_is_spent_and_never_overrun_on_text(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(language_model, "FEATURE_PROMPTS", 2)
+    check_that_the_budget_is_spent(name, tmp_path / "run", eval_every=1.0, **SMALL_TEXT)
+
+
+def check_that_the_budget_is_spent(name, folder, *, budget, **settings):
+    assert small_run(name, folder, budget=budget, **settings)["queries"] == budget
+    labels = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
+    assert sum("label" in record for record in labels) == budget
+
+
+@pytest.mark.parametrize("name", LEARN_ON_FINITE)
 def test_learns(name):
     """500 queries on Synthetic: the deployed policy beats the uniform one's response clearly more often than not."""
     task, rates = world("synthetic", **LARGER), []
@@ -214,13 +280,25 @@ def test_learns(name):
         if agent_class.needs - task.view().provides:
             pytest.skip("the task does not provide what the agent needs")
         config = agent_class.configure({**recipe_of(FINITE, name, {}), **cheaper})
-        env, agent = DuelVectorEnv(32, task=task, budget=500), agent_class(task.view(), config, seed=seed, budget=500)
+        env = DuelVectorEnv(32, task=task, budget=500, scores="scores" in agent_class.needs)
+        agent = agent_class(task.view(), config, seed=seed, budget=500)
         observation, rounds = env.reset(seed=seed)[0], 0
         agent.prepare(task.view())
         while env.remaining >= 32 and rounds < 60:
             observation, rounds = play(env, agent, 1, observation)[0], rounds + 1
         rates.append(env.evaluate(agent.respond)["offline_win_rate"])
     assert min(rates) > 0.7  # uniform: 0.5 by construction, standard error 0.03
+
+
+@pytest.mark.parametrize("name", [name for name in ON_FINITE if not load_agent(name).policy_plays])
+def test_settings_of_a_policy_that_plays_no_part_change_nothing(name):
+    others = {"policy.learning_rate": 0.5, "policy.temperature": 3.0, "policy.passes": 4, "policy.warmup": 0.5}
+    found = []
+    for settings in ({}, others):
+        env, agent = make(name, FINITE, **settings)
+        observation, log = play(env, agent, 3)
+        found.append((log, agent.respond(observation).tolist(), agent.diagnose(observation)))
+    assert found[0] == found[1]
 
 
 def test_uniform_does_not_learn():

@@ -17,7 +17,7 @@ def final_states(policy: LanguageModelPolicy, candidates: Candidates) -> Tensor:
     """The last hidden state at each response's last token (its EOS where it has one), after prompt and response.
 
     Args:
-        policy: whose present model is run, once, on all of the rows.
+        policy: whose model that trains is run, once, on all of the rows.
         candidates: (M, N) with token ids.
 
     Returns:
@@ -34,7 +34,7 @@ def final_states(policy: LanguageModelPolicy, candidates: Candidates) -> Tensor:
     ends = torch.tensor([len(row) - 1 for row in rows], device=policy.device)
     ids = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(policy.device)
     inside = torch.arange(ids.shape[1], device=policy.device) <= ends[:, None]
-    body: Any = policy.model.base_model
+    body: Any = policy.models.policy.base_model  # `policy.model` may be a copy that only acts
     with policy.precision():
         states = body(input_ids=ids, attention_mask=inside, use_cache=False).last_hidden_state
     return states[torch.arange(len(rows), device=policy.device), ends].float().unflatten(0, (m, n))

@@ -14,6 +14,7 @@ import torch
 from llm_duel_env.agents.losses import direct_optimizer
 from llm_duel_env.agents.policies import make_policy
 from llm_duel_env.agents.policies.base import PolicyConfig
+from llm_duel_env.agents.policies.final_states import final_states
 from llm_duel_env.tasks.synthetic import Synthetic
 
 _spec = importlib.util.spec_from_file_location("policy_fixtures", Path(__file__).with_name("conftest.py"))
@@ -118,6 +119,14 @@ def test_a_lesson_that_fails_is_told_when_it_is_waited_for(make):
     teach(policy, prompts, 0, breaks)
     with pytest.raises(FloatingPointError, match="diverged"):
         teach(policy, prompts, 1)
+
+
+def test_an_auxiliary_head_reads_the_states_of_what_trains(model_folder):
+    view = fixtures.make_view(model_folder())
+    policy = make_policy(view, replace(CONFIG, asynchronous=True), seed=0)
+    final_states(policy, policy.sample(fixtures.observe(IDS), 2, ("a",))).sum().backward()
+    assert any(value.grad is not None for value in policy.models.policy.parameters())
+    assert all(value.grad is None for value in policy.model.parameters())
 
 
 def test_lora_is_refused(model_folder):
