@@ -56,14 +56,19 @@ class PRO(Agent):
         return self.round % (self.config.length - 1)
 
     def act(self, observation: Observation) -> Duels:
-        """The duel of the next two responses of each ranking; the prompts are kept until the last one."""
+        """The duel of the next two responses of each ranking; the prompts are kept until the last one.
+
+        Raises:
+            ValueError: the environment did not keep the prompts.
+        """
         n = self.config.length
         if self.stage == 0:
             self.candidates = self.policy.sample(observation, n, ("act", self.round))
             self.scores = np.full(self.candidates.shape, np.nan, np.float32)
         assert self.candidates is not None
-        if (self.candidates.observation["prompt_id"] != observation["prompt_id"]).any():
-            raise ValueError("PRO expected the prompts that it asked to keep")
+        kept = self.candidates.observation["prompt_id"]
+        if not np.array_equal(kept, observation["prompt_id"]):
+            raise ValueError(f"expected the prompts {kept.tolist()} again, got {observation['prompt_id'].tolist()}")
         place = np.full(len(self.scores), self.stage)
         duels = self.candidates.duel(place, place + 1)
         return replace(duels, again=np.full(len(place), self.stage < n - 2))
@@ -71,7 +76,8 @@ class PRO(Agent):
     def learn(self, preferences: Preferences) -> Metrics:
         """Notes the scores; after the last duel, one pass of the ranking loss over the complete rankings."""
         if preferences.scores is None or self.candidates is None:
-            raise ValueError("PRO learns from scores of the duels of its last act, and got none")
+            lacks = "scores" if preferences.scores is None else "act before"
+            raise ValueError(f"PRO: expected scores of the duels of its last act, got no {lacks}")
         columns = slice(self.stage, self.stage + 2)
         known = np.isfinite(preferences.scores)
         self.scores[:, columns] = np.where(known, preferences.scores, self.scores[:, columns])

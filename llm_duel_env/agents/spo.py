@@ -71,7 +71,7 @@ class WithLevels:
         if self.gamma == 0:
             return value, metrics
         if ranked.index is None:
-            raise ValueError("SPO needs to know which rows a microbatch holds")
+            raise ValueError("SPO needs to know which rows a microbatch holds: expected their index, got None")
         logits, levels = self.logits(ranked.index.cpu().numpy()), self.levels[ranked.index]
         auxiliary = nn.functional.cross_entropy(logits.flatten(0, 1), levels.flatten())
         found = float((logits.argmax(-1) == levels).float().mean())

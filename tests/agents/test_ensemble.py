@@ -245,7 +245,7 @@ def test_buffer_samples_uniformly_with_replacement():
 
 
 def test_buffer_refusals():
-    with pytest.raises(ValueError, match="empty"):
-        PairBuffer(4, 2).sample(1, np.random.default_rng(0))
+    with pytest.raises(ValueError, match="expected stored duels to sample 3 from, got an empty buffer"):
+        PairBuffer(4, 2).sample(3, np.random.default_rng(0))
     with pytest.raises(ValueError, match=r"expected \(B, 2, 2\), got \(3, 2, 5\)"):
         PairBuffer(4, 2).add(torch.zeros(3, 2, 5))

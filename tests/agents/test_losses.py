@@ -510,7 +510,7 @@ def test_direct_optimizer_fixes_settings_and_refuses_nonsense():
         (("ada_dpo", 0.1, {"newton_steps": 2.5}), r"like 5 \(int\), got 2.5"),
         (("ada_dpo", 0.1, {"tau_min": 5.0}), "0 < tau_min <= tau_max"),
         (("dpo", 0.1, {"beta": 0.2}), "no option 'beta'"),
-        (("rdo", 0.1), r"needs \['scores'\], which this agent does not hand over"),
+        (("rdo", 0.1), r"needs \['scores'\], which this agent does not hand over: got duels alone"),
         *((("dpo", beta), "positive") for beta in (0.0, -1.0, float("nan"), float("inf"))),
     ]:
         with pytest.raises(ValueError, match=message):

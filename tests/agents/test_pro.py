@@ -1,6 +1,7 @@
 """PRO: rankings of n for n - 1 queries."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -61,6 +62,25 @@ def test_resumes_exactly_in_the_middle_of_a_ranking(finite_game, tmp_path):
 def test_text_resumes_in_the_middle_of_a_ranking(tiny_game, tmp_path):
     log = tiny_game.check_resume("pro", tmp_path / "saved", rounds=(1, 1), batch=3)
     assert log[1][2]["gradient_steps"] == 1
+
+
+def test_other_prompts_in_the_middle_of_a_ranking_are_refused_and_both_are_named(finite_game):
+    env, agent = finite_game.make("pro", batch=3, length=3)
+    observation, _ = env.reset(seed=0)
+    agent.update(agent.act(observation).judged(np.ones(3), scores=np.zeros((3, 2))))
+    kept, other = observation["prompt_id"].tolist(), (np.arange(2) + 7)
+    with pytest.raises(ValueError, match=rf"expected the prompts {re.escape(str(kept))} again, got \[7, 8\]"):
+        agent.act(finite_game.task.observe(other))
+
+
+def test_what_is_missing_is_named(finite_game):
+    env, agent = finite_game.make("pro", batch=3)
+    duels = finite_game.make("pro", batch=3)[1].act(env.reset(seed=0)[0])
+    with pytest.raises(ValueError, match="expected scores of the duels of its last act, got no act before"):
+        agent.learn(duels.judged(np.ones(3), scores=np.zeros((3, 2))))
+    agent.act(duels.pair.observation)
+    with pytest.raises(ValueError, match="got no scores"):
+        agent.learn(duels.judged(np.ones(3)))
 
 
 def test_a_length_of_one_is_refused(finite_game):

@@ -71,7 +71,7 @@ def test_the_head_learns_and_the_policy_with_it(tiny_game):
 
 def test_rows_must_be_told():
     loss = WithLevels(lambda ranked: (torch.zeros(()), {}), 1.0, lambda rows: torch.zeros(0), torch.zeros(0))
-    with pytest.raises(ValueError, match="which rows"):
+    with pytest.raises(ValueError, match="which rows a microbatch holds: expected their index, got None"):
         loss(type("Ranked", (), {"index": None})())
 
 

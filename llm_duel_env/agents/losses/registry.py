@@ -72,7 +72,8 @@ def named_loss(
         raise ValueError(f"beta: expected a positive number, got {beta!r}")
     missing = info.needs & {"scores", "ranking"} - gives
     if missing:
-        raise ValueError(f"loss {name} needs {sorted(missing)}, which this agent does not hand over")
+        got = f"got {sorted(gives)} beyond duels" if gives else "got duels alone"
+        raise ValueError(f"loss {name} needs {sorted(missing)}, which this agent does not hand over: {got}")
     known = info.options
     settings: dict[str, Any] = {"beta": beta} if "beta" in info.settings else {}
     for option, value in options.items():

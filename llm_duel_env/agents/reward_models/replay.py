@@ -41,7 +41,7 @@ class PairBuffer:
     def sample(self, count: int, generator: np.random.Generator) -> Tensor:
         """`count` stored duels drawn uniformly with replacement: (count, 2, D)."""
         if not len(self):
-            raise ValueError("the buffer is empty: add duels before sampling")
+            raise ValueError(f"expected stored duels to sample {count} from, got an empty buffer: add duels first")
         return self._pairs[torch.from_numpy(generator.integers(len(self), size=count))]
 
     def save(self, path: Path) -> None:
