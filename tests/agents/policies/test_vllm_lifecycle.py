@@ -186,6 +186,17 @@ def test_a_release_that_lacks_something_is_named_with_what_it_lacks(fake, monkey
     assert fake.engines[0].log == ["shutdown"]
 
 
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_a_release_that_cannot_sleep_is_refused_where_it_would_have_to(fake, monkeypatch, device):
+    monkeypatch.delattr(Engine, "sleep")
+    monkeypatch.delattr(Engine, "wake_up")
+    if device == "cpu":
+        draw(make(device=device))
+        return
+    with pytest.raises(RuntimeError, match=r" lacks LLM.sleep, LLM.wake_up\n"):
+        draw(make(device=device))
+
+
 def test_a_model_that_cannot_be_loaded_names_the_versions_and_the_way_out(fake, monkeypatch):
     def build(**_):
         raise ValueError("no such architecture")

@@ -180,7 +180,7 @@ class VLLMSampler:
         except Exception as error:
             raise RuntimeError(f"{versions()} cannot load {self.model!r}: {error}\n{_WAY_OUT}") from error
         self._close = closer(self, self.engine)
-        lacking = _lacking(self.vllm, self.engine)
+        lacking = _lacking(self.vllm, self.engine, on_gpu)
         if lacking:
             self.close()
             raise RuntimeError(f"{versions()} lacks {', '.join(lacking)}\n{_WAY_OUT}")
@@ -233,9 +233,10 @@ def _takes_iterator(worker: Any) -> bool:
     return reload_weights is not None and "weights_iterator" in inspect.signature(reload_weights).parameters
 
 
-def _lacking(vllm: Any, engine: Any) -> list[str]:
+def _lacking(vllm: Any, engine: Any, on_gpu: bool) -> list[str]:
     """What this release does not have of what is used here, by name."""
-    lacking = [f"LLM.{name}" for name in ("collective_rpc", "reset_prefix_cache") if not hasattr(engine, name)]
+    called = ["collective_rpc", "reset_prefix_cache", *(["sleep", "wake_up"] if on_gpu else [])]
+    lacking = [f"LLM.{name}" for name in called if not hasattr(engine, name)]
     known = inspect.signature(vllm.SamplingParams).parameters
     needed = ("n", "seed", "ignore_eos", "stop_token_ids", "detokenize", "logprobs", "flat_logprobs")
     lacking += [f"SamplingParams.{name}" for name in needed if name not in known]
