@@ -38,7 +38,7 @@ class Learner(Engine, Protocol):
         """Forgets the optimizer's moments; the count of steps goes on."""
 
     def save(self, folder: Path) -> None:
-        """Writes the optimizer's state into a folder that is there."""
+        """Writes the optimizer's state into a folder that is there; what ranks other than 0 are given is not kept."""
 
     def load(self, folder: Path) -> None:
         """Restores what `save` wrote. ValueError where it belongs to other parameters."""

@@ -104,7 +104,12 @@ class TorchLearner:
         self.optimizer.state.clear()
 
     def save(self, folder: Path) -> None:
-        """Writes optimizer.safetensors (moments and step of every parameter) and optimizer.json."""
+        """Writes optimizer.safetensors (moments and step of every parameter) and optimizer.json.
+
+        Rank 0 alone does: the others hold the same, and every rank loads what rank 0 wrote.
+        """
+        if self.rank > 0:
+            return
         tensors = {
             f"{name}/{kind}": value.detach().cpu().contiguous()
             for name, parameter in self.parameters.items()
