@@ -219,7 +219,18 @@ def complaint_about(body: bytes, max_texts: int) -> str | None:
         good = isinstance(text, dict) and set(text) == {"prompt", "response"}
         if not good or not all(isinstance(value, str) for value in text.values()):
             return f"texts[{number}]: expected an object of two strings, prompt and response"
+        if not all(_encodes(value) for value in text.values()):
+            return f"texts[{number}]: expected text that UTF-8 can hold, got half of a surrogate pair"
     return None
+
+
+def _encodes(text: str) -> bool:
+    """Whether UTF-8 can hold it: JSON may name a lone surrogate, which tokenizers refuse."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 async def _answer(send: Send, status: int, said: str) -> None:

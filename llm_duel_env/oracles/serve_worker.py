@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import litserve
 import numpy as np
 
-from llm_duel_env.oracles.base import OracleError
 from llm_duel_env.oracles.scored import Text
 
 if TYPE_CHECKING:
     from llm_duel_env.oracles.serve import ServerSettings
 
+LOG = logging.getLogger(__name__)
 Scores = list[float | None]
 
 
@@ -59,11 +60,20 @@ class ScoreAPI(litserve.LitAPI):
         return {"model": self.settings.served_name, "scores": output}
 
     def _score(self, requests: list[list[Text]]) -> list[Scores]:
+        """The scores of each request's texts; None for one that cannot be scored alone either.
+
+        An exception would be LitServe's answer to every request of the batch, so whatever fails is tried again in
+        smaller parts: request by request, then text by text.
+        """
         texts = list(dict.fromkeys(text for request in requests for text in request))
         try:
             scores = dict(zip(texts, _finite(self.oracle.score(texts))))
-        except OracleError:
-            if len(texts) > 1:  # the text that cannot be scored must not spoil the others
+        except Exception as error:
+            what = f"{len(texts)} texts of {len(requests)} requests"
+            LOG.warning("could not score %s: %s: %s", what, type(error).__name__, error)
+            if len(requests) > 1:
+                return [self._score([request])[0] for request in requests]
+            if len(texts) > 1:
                 scores = {text: self._score([[text]])[0][0] for text in texts}
             else:
                 scores = {texts[0]: None}

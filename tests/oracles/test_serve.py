@@ -184,6 +184,8 @@ GOOD = json.dumps({"texts": [{"prompt": "a", "response": "b"}]}).encode()
 def test_the_gate_passes_what_is_good():
     assert through_gate([GOOD]) == (200, GOOD)
     assert through_gate([GOOD[:9], GOOD[9:]]) == (200, GOOD)
+    paired = GOOD.replace(b'"a"', rb'"\ud83d\ude00"')
+    assert through_gate([paired]) == (200, paired)
     assert through_gate([GOOD], token="t", headers=[(b"authorization", b"Bearer t")]) == (200, GOOD)
 
 
@@ -205,6 +207,8 @@ def test_the_gate_passes_what_is_good():
         (422, [b'{"texts": [{"prompt": "a"}]}'], {}),
         (422, [b'{"texts": [{"prompt": "a", "response": 3}]}'], {}),
         (422, [GOOD.replace(b"[", b"[{},{},")], {}),
+        (422, [GOOD.replace(b'"a"', rb'"\ud800"')], {}),
+        (422, [GOOD.replace(b'"b"', b'"\xed\xa0\x80"')], {}),
     ],
 )
 def test_the_gate_turns_away_what_is_not(status, parts, more):
@@ -243,3 +247,27 @@ def test_a_text_that_cannot_be_scored_does_not_spoil_the_others():
     assert [answer["scores"] for answer in answers] == [[2.0, None], [None], [2.0, 1.0]]
     json.dumps(answers, allow_nan=False)
     assert Path(MODEL).name == answers[0]["model"]
+
+
+@pytest.mark.parametrize("error", [TypeError, RuntimeError, OracleError])
+def test_no_request_fails_another(error, caplog):
+    pytest.importorskip("litserve")
+    from llm_duel_env.oracles.serve_worker import ScoreAPI
+
+    asked = []
+
+    class Oracle:
+        def score(self, texts):
+            asked.append(len(texts))
+            if any("bad" in response for _, response in texts):
+                raise error("it broke")
+            return np.array([float(len(response)) for _, response in texts])
+
+    api = ScoreAPI(ServerSettings(MODEL))
+    api.oracle = Oracle()
+    requests = [[("a", "x"), ("b", "xx")], [("a", "bad"), ("a", "x")], [("c", "xxx")]]
+    assert api.predict(requests) == [[1.0, 2.0], [None, 1.0], [3.0]]
+    assert asked == [4, 2, 2, 1, 1, 1]  # together, then request by request, and the bad one text by text
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 3
+    assert said[0] == f"could not score 4 texts of 3 requests: {error.__name__}: it broke"
