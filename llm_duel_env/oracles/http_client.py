@@ -204,7 +204,7 @@ class JsonClient:
             )
         try:
             return json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):  # the latter where it is nested without end
             raise BadAnswer(f"no JSON{_quoted(text)}") from None
 
 
@@ -256,16 +256,20 @@ def resolve(url: str) -> str:
 def finite_number(value: Any, what: str) -> float:
     """`value` as a float. BadAnswer where it is not a finite number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise BadAnswer(f"{what}: expected a number, got {_short(value)}")
-    if not abs(float(value)) < float("inf"):  # NaN fails too
-        raise BadAnswer(f"{what}: expected a finite number, got {value}")
-    return float(value)
+        raise BadAnswer(f"{what}: expected a number, got {shown(value)}")
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of more than 308 digits
+        number = float("inf")
+    if not abs(number) < float("inf"):  # NaN fails too
+        raise BadAnswer(f"{what}: expected a finite number, got {shown(value)}")
+    return number
 
 
 def rows(value: Any, count: int, what: str) -> list[Any]:
     """`value`, surely a list of `count`; BadAnswer else."""
     if not isinstance(value, list):
-        raise BadAnswer(f"{what}: expected a list of {count}, got {_short(value)}")
+        raise BadAnswer(f"{what}: expected a list of {count}, got {shown(value)}")
     if len(value) != count:
         raise BadAnswer(f"{what}: expected {count} results, got {len(value)}")
     return value
@@ -274,7 +278,7 @@ def rows(value: Any, count: int, what: str) -> list[Any]:
 def field(value: Any, name: str) -> Any:
     """The field of a JSON object; BadAnswer where there is none."""
     if not isinstance(value, dict) or name not in value:
-        raise BadAnswer(f"expected an object with {name!r}, got {_short(value)}")
+        raise BadAnswer(f"expected an object with {name!r}, got {shown(value)}")
     return value[name]
 
 
@@ -302,9 +306,13 @@ def _retry_after(response: httpx2.Response) -> float:
 
 def _quoted(text: bytes) -> str:
     said = text.decode("utf-8", "replace").strip()
-    return f": {_short(said)}" if said else ", empty"
+    return f": {shown(said)}" if said else ", empty"
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
+def shown(value: Any) -> str:
+    """What came, for an error's one line: cut where it is long."""
+    try:
+        text = repr(value)
+    except RecursionError:  # nested as deep as can be read
+        text = f"a deeply nested {type(value).__name__}"
     return text if len(text) <= 200 else f"{text[:197]}..."

@@ -251,6 +251,6 @@ class JudgeOracle(Oracle):
 
 
 def _count_of(usage: Any, name: str) -> int | None:
-    """A number of tokens, None where the server does not report it."""
+    """A number of tokens, None where the server does not report it, or one that no reply has."""
     value = usage.get(name) if isinstance(usage, dict) else None
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53 else None

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from llm_duel_env.oracles.base import OracleError
-from llm_duel_env.oracles.http_client import BadAnswer, JsonClient, Patience, field, finite_number, rows
+from llm_duel_env.oracles.http_client import BadAnswer, JsonClient, Patience, field, finite_number, rows, shown
 from llm_duel_env.oracles.scored import ScoringOracle, Text, check_template, fill
 from llm_duel_env.pretrained import loading
 from llm_duel_env.types import Metrics
@@ -126,16 +126,17 @@ class RemoteOracle(ScoringOracle):
         if self.protocol == "llm-duel":
             served = field(answer, "model")
             if self.model is not None and served != self.model:
-                raise OracleError(f"{self.client.url}: expected the model {self.model!r}, it serves {served!r}")
+                raise OracleError(f"{self.client.url}: expected the model {self.model!r}, it serves {shown(served)}")
             return [finite_number(score, "score") for score in rows(field(answer, "scores"), count, "scores")]
         if self.protocol == "tei":
             found = [rows(row, 1, "classes of a text") for row in rows(answer, count, "predictions")]
             return [finite_number(field(row[0], "score"), "score") for row in found]
         column = "probs" if self.protocol == "vllm-classify" else "data"
         data = rows(field(answer, "data"), count, "data")
-        by_index = {field(row, "index"): rows(field(row, column), 1, column)[0] for row in data}
-        if set(by_index) != set(range(count)):
-            raise BadAnswer(f"data: expected index 0 to {count - 1}, once each, got {sorted(map(str, by_index))}")
+        order = [field(row, "index") for row in data]
+        if any(type(index) is not int for index in order) or sorted(order) != list(range(count)):
+            raise BadAnswer(f"data: expected index 0 to {count - 1}, once each, got {shown(order)}")
+        by_index = dict(zip(order, (rows(field(row, column), 1, column)[0] for row in data)))
         return [finite_number(by_index[number], column) for number in range(count)]
 
     def usage(self) -> Metrics:

@@ -15,7 +15,7 @@ import pytest
 class Server:
     """Answers `answer(path, body)` as JSON; the n-th request meets the n-th of `faults`, and those after them none.
 
-    A fault is a status, one of slow, drip, half, garbage, huge, redirect, or a function that changes the answer.
+    A fault is a status, one of slow, drip, half, garbage, deep, huge, redirect, or a function that changes the answer.
     """
 
     def __init__(self, answer):
@@ -59,6 +59,8 @@ class Server:
                     length, text = len(text), text[: len(text) // 2]
                 elif fault == "garbage":
                     text = b"<html>hello</html>"
+                elif fault == "deep":
+                    text = b"[" * 200_000
                 elif fault == "huge":
                     text = b"[" + b"1," * 40_000 + b"1]"
                 self.send_response(302 if fault == "redirect" else status)

@@ -136,6 +136,7 @@ FAULTS = {
     "429": (429, "status 429"),
     "half": ("half", "the connection broke"),
     "garbage": ("garbage", "no JSON"),
+    "deep": ("deep", "no JSON"),
     "no choices": (lambda _: {"choices": []}, "at least one"),
     "no message": (lambda _: {"choices": [{"message": None}]}, "message: expected an object"),
     "an error": (lambda _: {"error": "overloaded"}, "expected an object with 'choices'"),
@@ -253,8 +254,10 @@ def test_the_key_is_sent_and_written_nowhere(serve, tmp_path, monkeypatch):
     oracle.close()
 
 
-def test_a_server_that_reports_no_tokens_is_told_of(serve):
-    oracle = judge(serve(lambda path, body: {"choices": reply("[[C]]")["choices"]}))
+@pytest.mark.parametrize("usage", [{}, {"usage": {"prompt_tokens": 10**400, "completion_tokens": -1}}])
+def test_a_server_that_reports_no_tokens_is_told_of(serve, usage):
+    answer = {"choices": reply("[[C]]")["choices"], **usage}
+    oracle = judge(serve(lambda path, body: answer), input_price=1.0)
     oracle.win_probability(PROMPTS, FIRST, SECOND)
     assert oracle.usage()["unreported"] == 6
     assert oracle.usage()["prompt_tokens"] == 0

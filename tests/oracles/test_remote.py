@@ -12,6 +12,7 @@ from scipy.special import expit
 
 from llm_duel_env.envs.core import DuelCore
 from llm_duel_env.oracles.base import OracleError
+from llm_duel_env.oracles.http_client import shown
 from llm_duel_env.oracles.remote import RemoteOracle
 
 PROMPTS = {"prompt": ("p", "q", "p", "r"), "prompt_id": np.arange(4)}
@@ -96,6 +97,10 @@ def with_infinity(answer):
     return answer | {"scores": [1e999, *answer["scores"][1:]]}
 
 
+def with_many_digits(answer):
+    return answer | {"scores": [10**400, *answer["scores"][1:]]}
+
+
 def with_text(answer):
     return answer | {"scores": ["3", *answer["scores"][1:]]}
 
@@ -110,8 +115,10 @@ FAULTS = {
     "503": (503, "status 503"),
     "half": ("half", "the connection broke"),
     "garbage": ("garbage", "no JSON: '<html>"),
+    "deep": ("deep", r"no JSON: '\[\[\["),
     "nan": (with_nan, "expected a finite number, got nan"),
     "infinity": (with_infinity, "expected a finite number, got inf"),
+    "many digits": (with_many_digits, r"expected a finite number, got 1000*\.\.\."),
     "too few": (without_last, r"expected 7 results, got 6"),
     "too many": (doubled, "expected 7 results, got 14"),
     "text": (with_text, "expected a number, got '3'"),
@@ -214,13 +221,23 @@ def test_another_model_behind_the_address_is_refused(serve):
         RemoteOracle(serve(ours).url, model="mine", **QUICK).utility(PROMPTS, FIRST)
 
 
-@pytest.mark.parametrize("index", [[0, 0], [0, 2], [1, "0"]])
+@pytest.mark.parametrize("index", [[0, 0], [0, 2], [1, "0"], [[0], 1], [0, {}], [False, 1], [1, 10**400]])
 def test_indices_of_vllm_are_checked(serve, index):
     server = serve(lambda path, body: {"data": [{"index": i, "probs": [1.0]} for i in index]})
     oracle = RemoteOracle(server.url, protocol="vllm-classify", model="rm", **QUICK)
     with pytest.raises(OracleError, match=r"expected (index 0 to 1|2 results)"):
         oracle.utility({"prompt": ("p", "q")}, np.array(["a", "b"], object))
+    assert oracle.client.requests == QUICK["attempts"]
     oracle.close()
+
+
+def test_an_error_shows_what_came_in_one_short_line():
+    nested = []
+    for _ in range(100_000):
+        nested = [nested]
+    assert shown(nested) == "a deeply nested list"
+    assert shown("a\n" * 200) == repr("a\n" * 200)[:197] + "..."
+    assert shown(None) == "None"
 
 
 def test_the_token_comes_from_the_environment_and_is_never_said(serve, monkeypatch):
