@@ -53,7 +53,9 @@ class RemoteOracle(ScoringOracle):
                 text-embeddings-inference.
             model: vLLM: the name it serves the model under. llm-duel: the model that must be there, where one is given.
             text_template: What vLLM and text-embeddings-inference are sent, with ``{prompt}`` and ``{response}``;
-                None is ``"{prompt} {response}"``. llm-duel sends both apart: the server's model has its own template.
+                None is ``"{prompt} {response}"``. Unlike `RewardModelOracle` these servers add no end-of-text token
+                where the tokenizer adds none: write it at the template's end. llm-duel sends both apart: the server's
+                model has its own template.
             tokenizer: Folder or hub name of a tokenizer whose chat template makes the text, in the template's place.
                 vLLM is then told to add no special tokens, because the template writes them; give it to
                 text-embeddings-inference only where its tokenizer adds none.

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from llm_duel_env.oracles.base import OracleError
+from llm_duel_env.oracles.remote import RemoteOracle
 from llm_duel_env.oracles.reward_model import RewardModelOracle
 
 WORDS = [
@@ -161,6 +162,26 @@ def test_what_the_model_reads(build):
     assert template.encode("a {response}", "b {prompt}") == ids("user : a <unk> | b <unk> <eos>")
     assert RewardModelOracle(chat, max_length=3).encode("a b c", "d") == ids(": d |")
     assert len(plain.encode("a " * 30, "b")) == 24  # the tokenizer's own limit
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_what_another_server_reads_is_the_same_where_the_template_ends_the_text(build, bos):
+    """vLLM and text-embeddings-inference give the model what the tokenizer makes of the text that they are sent."""
+    oracle = RewardModelOracle(build(bos=bos))
+    read = []
+    for template in (None, "{prompt} {response}<eos>"):
+        remote = RemoteOracle("http://127.0.0.1:1", protocol="tei", text_template=template)
+        (text,) = remote._body([("a b", "猫")])["inputs"][0]
+        read.append(oracle.tokenizer(text)["input_ids"])
+    assert read == [oracle.encode("a b", "猫")[:-1], oracle.encode("a b", "猫")]
+
+
+def test_what_vllm_reads_by_a_chat_template_is_the_same(build):
+    oracle = RewardModelOracle(folder := build(chat=CHAT, bos=True))
+    remote = RemoteOracle("http://127.0.0.1:1", protocol="vllm-classify", model="m", tokenizer=str(folder))
+    body = remote._body([("a b", "猫")])
+    read = oracle.tokenizer(body["input"][0], add_special_tokens=body["add_special_tokens"])["input_ids"]
+    assert read == oracle.encode("a b", "猫")
 
 
 @pytest.mark.parametrize("template", ["{prompt}", "{response}", ""])
