@@ -39,13 +39,17 @@ class Agent(ABC):
     paper: ClassVar[str] = ""
     """Where the method was published."""
     provenance: ClassVar[Provenance] = "ours"
-    """Whether the file follows a paper's text, was rebuilt from notes, or is this project's own control."""
+    """Whether the file follows a paper's text, was rebuilt from notes or code, or is this project's own control."""
     needs: ClassVar[frozenset[str]] = frozenset()
     """What the method requires beyond duels: of the task a subset of {scores, ranking, editor, degrader,
     contrast_prompts, goal_prompts, offline_pairs}; "reward" asks the environment for its reward
     (`Preferences.reward`)."""
     kinds: ClassVar[frozenset[str]] = frozenset({"finite", "text"})
     """The kinds of task it plays."""
+    policy_plays: ClassVar[bool] = True
+    """Whether `policy` chooses, answers or learns; False: another model does, and no setting of `policy` plays a part."""
+    policy_fixed: ClassVar[tuple[str, ...]] = ()
+    """Settings of `policy` that are refused where they are not the default."""
     believes: ClassVar[bool] = False
     """Whether it has reward models, so that `beliefs` may be asked for."""
 

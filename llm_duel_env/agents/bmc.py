@@ -29,7 +29,7 @@ class BMCConfig(AgentConfig):
     """Defaults are the released code's (question answering)."""
 
     bridge: bool = True
-    """Whether the edited loser stands for the winner."""
+    """Whether the edited loser stands for the winner (paper: it does)."""
     delta: float = 3.0
     """Bounds what a differing token weighs more, 1 / pi (release: 3.0; 1.5 for Llama-3-8B); 0 is DPO."""
     beta: float = 0.05

@@ -30,7 +30,7 @@ class NashMDConfig(AgentConfig):
     beta: float = 0.1
     """Strength of the pull to the reference (TRL: 0.1)."""
     kl: str = "sequence"
-    """The KL term's gradient: sequence, the unbiased one, or token, TRL's."""
+    """The KL term's gradient: sequence, the unbiased one (ours), or token, TRL's."""
 
 
 class NashMD(Agent):

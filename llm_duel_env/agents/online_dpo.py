@@ -18,7 +18,7 @@ class OnlineDPOConfig(AgentConfig):
     loss: str = "dpo"
     """Direct optimizer, one of `llm-duel list losses` that needs no scores (the paper's method takes any)."""
     beta: float = 0.1
-    """Strength of the pull to the reference policy (DPO 0.1, SLiC 0.2, IPO 0.2 to 1)."""
+    """Strength of the pull to the reference policy (SEA's paper: DPO 0.1, SLiC 0.2, IPO 0.2 to 1)."""
     loss_options: dict = field(default_factory=dict)
     """The loss's own settings by name; those not named keep its defaults."""
 

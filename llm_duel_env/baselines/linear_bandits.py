@@ -100,6 +100,7 @@ class LinearBandit(Agent):
     Config = LinearConfig
     kinds: ClassVar[frozenset[str]] = frozenset({"finite"})
     provenance = "reconstructed"
+    policy_plays = False
     config: LinearConfig
     reason: ClassVar[str]
     """Why a pair is chosen, for people to read."""
@@ -239,10 +240,11 @@ class CoLSTIMConfig(LinearConfig):
     """Of CoLSTIM."""
 
     scale: float = 1.0
-    """Width of the rival's confidence bound and clip of the perturbations, both over sqrt(D log T)."""
+    """Width of the rival's confidence bound and clip of the perturbations, both over sqrt(D log T) (1: as its authors
+    report it)."""
     coupling: float = 1.0
     """Factor on the probability min(1, D log(D T) / sqrt(t)) that a prompt's candidates share one perturbation: at D of
-    80 that is always, within any budget below 800,000."""
+    80 that is always, within any budget below 800,000 (1: as notes have it)."""
 
 
 class CoLSTIM(LinearBandit):

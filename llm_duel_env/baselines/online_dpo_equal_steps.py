@@ -22,9 +22,10 @@ class EqualStepsConfig(OnlineDPOConfig):
     """Online DPO's settings, and SEA's that set its number of updates."""
 
     oracle_share: float = 0.7
-    """gamma of the SEA that is matched: an update for every gamma M queries, M being the prompts of a round."""
+    """gamma of the SEA that is matched: an update for every gamma M queries, M being the prompts of a round
+    (SEA's: 0.7)."""
     burn_in: float = 0.02
-    """Share of the query budget in which SEA, and so this agent, takes an update for every M queries."""
+    """Share of the query budget in which SEA, and so this agent, takes an update for every M queries (SEA's: 0.02)."""
 
 
 class OnlineDPOEqualSteps(OnlineDPO):

@@ -29,11 +29,11 @@ class EqualTokensConfig(OnlineDPOConfig):
     """Online DPO's settings, and SEA's that set its number of samples."""
 
     candidates: int = 20
-    """N of the SEA that is matched: responses sampled per prompt."""
+    """N of the SEA that is matched: responses sampled per prompt (SEA's: 20)."""
     oracle_share: float = 0.7
-    """gamma of the SEA that is matched: N / gamma samples for every query."""
+    """gamma of the SEA that is matched: N / gamma samples for every query (SEA's: 0.7)."""
     burn_in: float = 0.02
-    """Share of the query budget in which SEA, and so this agent, samples N for every query."""
+    """Share of the query budget in which SEA, and so this agent, samples N for every query (SEA's: 0.02)."""
     rule: str = "implicit"
     """Which two of the samples duel: implicit, the best and the worst by the policy's implicit reward; first_two, the
     others are thrown away, so that this is online DPO at SEA's cost."""

@@ -1,4 +1,4 @@
-"""Passive: all of SEA but its choice of duels, which are the first two samples (arXiv 2411.01493, Table 1, var. 4)."""
+"""Passive: all of SEA but its choice of duels, which are the first two samples (arXiv 2411.01493)."""
 
 from __future__ import annotations
 

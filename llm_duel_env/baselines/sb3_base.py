@@ -54,7 +54,7 @@ class SB3Config(AgentConfig):
 
     settings: dict = field(default_factory=dict)
     """Arguments of the library's constructor by name (``settings.n_steps``); those not named keep the library's
-    defaults, but for DQN's buffer of 10,000 transitions. `n_steps` and `train_freq` count rounds."""
+    defaults, but for DQN's buffer of 10,000 transitions (ours). `n_steps` and `train_freq` count rounds."""
 
 
 class SB3Agent(Agent):
@@ -63,6 +63,7 @@ class SB3Agent(Agent):
     Config = SB3Config
     kinds: ClassVar[frozenset[str]] = frozenset({"finite"})
     needs: ClassVar[frozenset[str]] = frozenset({"reward"})
+    policy_plays = False
     config: SB3Config
     algorithm: ClassVar[str]
     """Name of the library's class."""

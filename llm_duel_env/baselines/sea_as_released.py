@@ -69,6 +69,7 @@ class SEAAsReleased(SEA):
     """SEA whose model data carry the oracle's labels."""
 
     Config = SEAAsReleasedConfig
+    provenance = "reconstructed"  # from the code, knowingly not as the paper has it
     config: SEAAsReleasedConfig
 
     def __init__(self, task: TaskView, config: SEAAsReleasedConfig, *, seed: int, budget: int) -> None:

@@ -77,6 +77,7 @@ class TRLOnlineDPO(Agent):
     Config = TRLOnlineDPOConfig
     paper = "https://arxiv.org/abs/2402.04792"
     provenance = "paper"
+    policy_fixed = FIXED
     kinds: ClassVar[frozenset[str]] = frozenset({"text"})
     config: TRLOnlineDPOConfig
     policy: LanguageModelPolicy

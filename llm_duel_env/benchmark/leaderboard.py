@@ -15,11 +15,13 @@ from llm_duel_env.benchmark.results import (
     BELIEFS,
     SELF_REPORTED,
     Result,
+    bought,
     checked,
     differences_to,
     has_win_rate,
     last,
     queries_reached,
+    regret,
     win_curve,
 )
 from llm_duel_env.benchmark.statistics import SEEDS_NEEDED, Interval
@@ -65,6 +67,7 @@ class Row:
     ratio_bound: str
     """ "" exact; ">" at least this (the agent is censored), "<" at most this (the baseline is), "?" both are."""
     cumulative_regret: float | None
+    """None where a seed bought no query."""
     utility: float | None
     kl: float | None
     length: float | None
@@ -72,6 +75,8 @@ class Row:
     evaluations: float | None
     """Oracle evaluations beyond labels that the agent was told of; None for those that were told of none."""
     seconds: float
+    queries: float = float("nan")
+    """Oracle queries really bought; below the budget where seeds stalled."""
     checked: str = SELF_REPORTED
     """Whether some of its runs were played again and came out the same; see `results.checked`."""
     place: int | None = None
@@ -244,13 +249,14 @@ def _row(label: str, by_seed: dict[int, Result], baseline: dict[int, Result] | N
         censored=censored,
         ratio=ratio,
         ratio_bound=bound,
-        cumulative_regret=_mean([result["cumulative_regret"] for result in results]),
+        cumulative_regret=_mean([regret(result) for result in results]),
         utility=_mean([last(result, "true_utility") for result in results]),
         kl=_mean([last(result, "kl") for result in results]),
         length=_mean([last(result, "length") for result in results]),
         gradient_steps=_mean([result.get("gradient_steps") for result in results]),
         evaluations=_mean([result.get("evaluations") or None for result in results]),
         seconds=float(np.mean([result["seconds"] for result in results])),
+        queries=float(np.mean([bought(result) for result in results])),
         checked=checked(results),
         simple_regret=_mean([last(result, "simple_regret") for result in results]),
         length_controlled=_mean([result.get("length_controlled_win_rate") for result in results]),
@@ -260,8 +266,8 @@ def _row(label: str, by_seed: dict[int, Result], baseline: dict[int, Result] | N
 
 
 def ranked(rows: Sequence[Row], results: Mapping[str, Mapping[int, Result]]) -> list[Row]:
-    """The rows with ranks for the agents that follow a paper or are ours; methods rebuilt from notes are not ranked as
-    the paper's. Without ranks where there is nobody to compare, or no seed that all have."""
+    """The rows with ranks for the agents that follow a paper or are ours; methods rebuilt from notes or code are not
+    ranked as the paper's. Without ranks where there is nobody to compare, or no seed that all have."""
     wins = {
         row.label: {seed: float(win_curve(result)[1][-1]) for seed, result in results[row.label].items()}
         for row in rows

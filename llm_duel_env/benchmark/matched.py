@@ -13,7 +13,7 @@ import numpy as np
 
 from llm_duel_env.benchmark import statistics
 from llm_duel_env.benchmark.leaderboard import Table, baseline_of
-from llm_duel_env.benchmark.results import Result, curve, win_curve
+from llm_duel_env.benchmark.results import Result, kl_curve, win_curve
 from llm_duel_env.benchmark.statistics import SEEDS_NEEDED, Interval
 
 LEVELS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
@@ -75,7 +75,7 @@ def read_off(by_seed: Mapping[int, Result], levels: tuple[float, ...]) -> dict[f
     for level in levels:
         values = {}
         for seed, result in by_seed.items():
-            kl = curve(result, "kl")
+            kl = kl_curve(result)
             values[seed] = None if kl is None else value_at(level, kl[1], win_curve(result)[1])
         known = {seed: value for seed, value in values.items() if value is not None}
         if known and len(known) == len(values):

@@ -74,6 +74,23 @@ def belief_curve(result: Result, name: str) -> Curve | None:
     return np.asarray(found["queries"], float), np.asarray(values, float)
 
 
+def bought(result: Result) -> float:
+    """Oracle queries that a run has spent."""
+    return float(result["curve"]["queries"][-1])
+
+
+def regret(result: Result) -> float | None:
+    """Cumulative regret; None for a run that bought no query, whose sum over nothing says nothing."""
+    found: float | None = result["cumulative_regret"]
+    return found if bought(result) else None
+
+
+def kl_curve(result: Result) -> Curve | None:
+    """(queries, KL) of one run; None where it is not known, and for a run that bought no query: it is evaluated at its
+    start and at its end alone, and what lies between is not seen."""
+    return curve(result, "kl") if bought(result) else None
+
+
 def has_win_rate(result: Result) -> bool:
     """Whether a run knows its offline win rate; on a task without reference responses none does."""
     return curve(result) is not None
@@ -141,7 +158,7 @@ def _compared(by_seed: Mapping[int, Result], target: float | None) -> dict[str, 
         "curve mean": {seed: statistics.area_under(*each) for seed, each in curves.items()},
         "online win rate": {seed: result["online_win_rate"] for seed, result in by_seed.items()},
         "queries to target": {**queries_reached(by_seed, target)[0]},
-        "cumulative regret": {seed: result["cumulative_regret"] for seed, result in by_seed.items()},
+        "cumulative regret": {seed: regret(result) for seed, result in by_seed.items()},
     }
     known = {}
     for name, values in found.items():

@@ -8,7 +8,9 @@ from benchmark_helpers import WORLD
 
 from llm_duel_env import cli
 from llm_duel_env.benchmark import stored
+from llm_duel_env.benchmark.docs import pages
 from llm_duel_env.benchmark.leaderboard import tables
+from llm_duel_env.benchmark.matched import matched
 from llm_duel_env.benchmark.recipes import recipe_of
 from llm_duel_env.benchmark.registry import list_agents, load_agent
 from llm_duel_env.benchmark.report import board
@@ -52,6 +54,15 @@ def test_every_agent_is_on_the_board():
     assert finite == ours("finite", "synthetic") - CONTROLS
     assert agents_of("board-tiny-tldr") == ours("text", "tiny_tldr") - CONTROLS
     assert agents_of("paper-sea") >= CONTROLS
+
+
+@pytest.mark.parametrize("env", ["duel/Synthetic-v0", "duel/TinyTLDR-v0", "duel/Pool-v0"])
+def test_controls_have_online_dpo_s_recipe_but_for_what_is_swept(env):
+    rate, theirs = "policy.learning_rate", recipe_of(env, "online_dpo")
+    for name in CONTROLS:
+        own = recipe_of(env, name)
+        assert own[rate] > 0
+        assert own | {rate: None} == theirs | {rate: None}
 
 
 def test_the_standard_suite_is_the_board_on_every_task():
@@ -206,7 +217,7 @@ def test_sections_and_ranks(tmp_path):
     assert all(row.queries_to_target is not None for row in duels + richer + few)  # one target for all
     assert [row.label for row in part.rows("rdo")] == ["rdo"]
     text = board.board([part], "make board")
-    assert text.index("| apl* |") < text.index("| rdo* |") < text.index("| real |")
+    assert text.index("| apl* |") < text.index("| rdo* |") < text.index("| real* |")
 
     # With seeds enough for all, the one table of all has ranks; an agent that is told more keeps none of them.
     results = [one for one in results if one["agent"] != "real"]
@@ -219,6 +230,57 @@ def test_sections_and_ranks(tmp_path):
         ("rdo", None, None, ()),
     ]
     assert [row.place for row in duels] == [None, 1, 2]
+
+
+def test_stalled_runs_of_every_section_are_named_and_what_bought_nothing_has_no_regret(tmp_path):
+    results = [result("online_dpo", s, 0.8 + s / 1000) for s in range(10)]
+    for s in range(10):
+        curve = {"queries": [0, 500, 600 + 10 * s], "offline_win_rate": [0.5, 0.6, 0.7]}
+        results.append(result("selm", s, 0.7, status="stalled" if s < 6 else "finished", curve=curve))
+    nothing = {"queries": [0, 0], "offline_win_rate": [0.5, 0.7], "kl": [0.0, 9.0], "cumulative_regret": [0.0, 0.0]}
+    free = {"status": "stalled", "curve": nothing, "online_win_rate": None, "cumulative_regret": 0.0}
+    results += [result("dlma", s, 0.7, ["contrast_prompts"], "reconstructed", **free) for s in range(10)]
+    results += [result("vpo", 0, 0.7, provenance="reconstructed", **free)]
+    part = made(tmp_path, results, ["online_dpo", "selm", "dlma", "vpo"])
+    rows = {row.label: row for row in part.table.rows}
+    assert (rows["selm"].queries, rows["selm"].stalled, rows["selm"].cumulative_regret) == (645.0, 6, 1.0)
+    assert (rows["dlma"].queries, rows["dlma"].cumulative_regret) == (0.0, None)
+    assert "cumulative regret" in rows["selm"].differences
+    assert "cumulative regret" not in rows["dlma"].differences
+    assert matched(part.table).levels == ()
+    text = board.board([part], "make board")
+    (stalled,) = (line for line in text.splitlines() if "(stalled)" in line)
+    assert "selm (6 of 10 seeds; 645 queries bought, the mean of all seeds)" in stalled
+    assert "dlma (10 of 10 seeds; 0 queries bought" in stalled
+    assert "vpo (1 of 1 seeds; 0 queries bought" in stalled
+    page = "\n".join(pages.measured("selm", [part]))
+    assert "| 1000 | 645 |" in page
+    assert "| 10 (6 stalled) |" in page
+    page = "\n".join(pages.measured("dlma", [part]))
+    assert "| 1000 | 0 |" in page
+    assert "0.0 |" not in page  # no regret of 0
+
+
+def test_claimed_queries_have_a_column_and_the_agent_of_today_says_what_it_rests_on(tmp_path):
+    results = [result("online_dpo", s, 0.8 + s / 1000) for s in range(10)]
+    results += [result("sea", s, 0.85 + s / 1000) for s in range(10)]
+    for s in range(10):
+        played = result("sea_as_released", s, 0.9)  # when this was said to be the paper's
+        played["curve"]["claimed_queries"] = [0, 400, 760 + s]
+        results.append(played)
+    part = made(tmp_path, results, ["online_dpo", "sea", "sea_as_released"])
+    assert [(row.label, row.place) for row in part.sections()[0]] == [
+        ("sea_as_released", None),
+        ("sea", 1),
+        ("online_dpo", 2),
+    ]
+    text = board.board([part], "make board").splitlines()
+    (headings,) = (line.split(" | ") for line in text if line.startswith("| agent |") and "rank" in line)
+    (released,) = (line.split(" | ") for line in text if line.startswith("| sea_as_released* | 0.900 "))
+    (sea,) = (line.split(" | ") for line in text if line.startswith("| sea | 0.85"))
+    column = [heading.strip(" |") for heading in headings].index("claimed queries")
+    assert (released[column].strip(" |"), sea[column].strip(" |")) == ("764", "–")  # the mean of 760 to 769
+    assert any(line.startswith("Claimed queries:") for line in text)
 
 
 def test_a_suite_on_several_tasks_and_budgets_has_a_part_for_each(tmp_path):

@@ -34,8 +34,13 @@ def test_every_agent_has_its_page_its_row_and_its_name_in_the_readme(files):
 @pytest.mark.parametrize("name", AGENTS)
 def test_a_page_has_every_setting_and_explains_what_is_logged(name, files):
     text = files[tree.agent_path(ROOT, name)]
-    settings = fields.fields_of(load_agent(name).configure({}))
-    assert all(f"| `{setting.name}` |" in text for setting in settings)
+    agent = load_agent(name)
+    for setting in fields.fields_of(agent.configure({})):
+        played = agent.policy_plays or not setting.name.startswith("policy.")
+        assert (f"| `{setting.name}` |" in text) == played
+    assert ("play no part: another model" in text) == (not agent.policy_plays)
+    refused = text.partition("Refused where they are not the default: ")[2].partition(".\n")[0]
+    assert refused == ", ".join(f"`policy.{setting}`" for setting in agent.policy_fixed)
     told = tree.metrics_of(name, tree.agent_path(ROOT, name), play_text=False)
     assert {"kl", "entropy"} <= told <= set(METRICS)
     assert all(METRICS[metric].replace("|", "\\|") in text for metric in told)

@@ -25,26 +25,29 @@ class PolicyConfig:
     final_learning_rate: float = 0.1
     """The cosine schedule ends at this share of the peak (released code: 0.1)."""
     warmup: float = 0.03
-    """Share of the query budget over which the learning rate rises from 0."""
+    """Share of the query budget over which the learning rate rises from 0 (released code: 0.03 by default, 0.02 in its
+    script of SEA)."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """Adam's moments (released code)."""
+    """Adam's moments (released code: 0.9, 0.95)."""
     weight_decay: float = 0.0
-    """AdamW's decoupled decay."""
+    """AdamW's decoupled decay (released code: 0)."""
     grad_clip: float = 1.0
-    """Largest gradient norm."""
+    """Largest gradient norm (released code: 1)."""
     passes: int = 1
     """Passes over each round's pairs (paper: 1)."""
     batch: int = 128
     """Pairs per optimizer step (paper: 128); a round with fewer pairs is one step."""
     microbatch: int = 64
-    """Pairs per forward and backward pass; gradients accumulate over a batch. Changes memory and time, not results."""
+    """Pairs per forward and backward pass; gradients accumulate over a batch. Changes memory and time, not results
+    (ours)."""
     temperature: float = 0.7
     """Sampling temperature for duels (paper: 0.7)."""
     sampler: str = "torch"
     """What samples (language models): torch, in this process; or vllm, the extra `vllm`, for the policy's own responses
     (reference responses and mixtures stay with torch). The released code samples with vLLM."""
     sampler_memory: float = 0.3
-    """Share of a GPU's memory for vLLM's weights and cache; given back while the policy learns."""
+    """Share of a GPU's memory for vLLM's weights and cache; given back while the policy learns (ours; released code:
+    0.25)."""
     learner: str = "torch"
     """What trains (language models): torch, in this process; or deepspeed, the extra `deepspeed`, on any number of
     ranks."""
@@ -57,11 +60,12 @@ class PolicyConfig:
     gradient_checkpointing: bool = False
     """Layers compute again for the gradient instead of keeping what they computed: less memory, more time."""
     lora_rank: int = 0
-    """Rank of a LoRA adapter (the extra `peft`), which alone trains; 0 trains all weights."""
+    """Rank of a LoRA adapter (the extra `peft`), which alone trains; 0, as in the released code, trains all weights."""
     lora_alpha: float = 16.0
-    """The adapter's output is scaled by this over its rank."""
+    """The adapter's output is scaled by this over its rank (released code: 16)."""
     lora_targets: str = "all-linear"
-    """Modules that are adapted: all-linear, all but the output layer; or names with commas between: q_proj,v_proj."""
+    """Modules that are adapted: all-linear, all but the output layer (released code); or names with commas
+    between: q_proj,v_proj."""
     offload_reference: bool = False
     """Keep reference and encoder on the CPU while they are not used."""
     encoder: str = "policy"

@@ -20,10 +20,11 @@ from llm_duel_env.benchmark.report.table import markdown_table
 MADE = "<!-- Made by `make docs`; what people wrote stands in {notes}. -->"
 PROVENANCE = {
     "paper": "it follows the paper's text, or the library that it wraps, as far as the differences below say",
-    "reconstructed": "it was rebuilt from notes, abstracts or released code, the paper's text not at hand; no table "
+    "reconstructed": "it was rebuilt from notes, abstracts or released code, not from the paper's text; no table "
     "ranks it as the paper's method",
     "ours": "it is this project's own control, published nowhere",
 }
+POLICY = "policy."
 PLAYS = {"finite": "finite tasks", "text": "tasks of text"}
 COMMANDS = {"finite": "--seed 0 --budget 1000", "text": "--seed 0 --budget 2000 --eval-prompts 256"}
 TOLD = {
@@ -107,17 +108,30 @@ def command(name: str, env: str) -> str:
 
 
 def settings_table(name: str, envs: Sequence[str]) -> list[str]:
-    """All settings with the default, the recipe's value per task where it differs, and what the code says of them."""
+    """All settings with the default, the recipe's value per task where it differs, and what the code says of them; and
+    which of the policy's play no part or are refused."""
     agent = load_agent(name)
     default = agent.configure({})
     tuned = {env: agent.configure(recipe_of(env, name, {})) for env in envs}
     rows = []
     for field in fields_of(default):
+        if field.name.startswith(POLICY) and not agent.policy_plays:
+            continue
         values = [value_of(config, field.name) for config in tuned.values()]
         changed = ["" if value == field.default else f"`{written(value)}`" for value in values]
         rows.append([f"`{field.name}`", f"`{written(field.default)}`", *changed, field.told])
     recipes = [f"recipe of {env.rsplit('/', 1)[-1].rsplit('-v', 1)[0]}" for env in envs]
-    return markdown_table(["setting", "default", *recipes, "what it is"], rows, numbers=False)
+    table = markdown_table(["setting", "default", *recipes, "what it is"], rows, numbers=False)
+    if not agent.policy_plays:
+        return [
+            *table,
+            "",
+            f"The settings of `{POLICY}` play no part: another model than the policy chooses and answers.",
+        ]
+    if agent.policy_fixed:
+        names = ", ".join(f"`{POLICY}{name}`" for name in agent.policy_fixed)
+        return [*table, "", f"Refused where they are not the default: {names}."]
+    return table
 
 
 def measured(name: str, parts: Sequence[Part]) -> list[str]:
@@ -129,9 +143,11 @@ def measured(name: str, parts: Sequence[Part]) -> list[str]:
             rows.append([row.label, f"`{part.table.env}`", *_figures(row, part.table.budget)])
     if not rows:
         return ["Not measured yet."]
-    headings = ["label", "environment", "queries", "offline win rate", "online win rate", "queries to target"]
-    headings += ["cumulative regret", "gradient steps", "seconds", "seeds"]
+    headings = ["label", "environment", "budget", "queries bought", "offline win rate", "online win rate"]
+    headings += ["queries to target", "cumulative regret", "gradient steps", "seconds", "seeds"]
     told = "From the results in `benchmark/results`; `benchmark.md` has all agents, targets and intervals explained."
+    if any(row.stalled for part in parts for row in part.rows(name)):
+        told += " Stalled: ended without spending the budget."
     return [told, "", *markdown_table(headings, rows)]
 
 
@@ -213,11 +229,12 @@ def _figures(row: Row, budget: int) -> list[str]:
 
     return [
         str(budget),
+        f"{row.queries:.0f}",
         f"{row.win_rate:.3f}{interval}",
         shown(row.online_win_rate, ".3f"),
         reached,
         shown(row.cumulative_regret, ".1f"),
         shown(row.gradient_steps, ".0f"),
         f"{row.seconds:.1f}",
-        str(row.seeds),
+        str(row.seeds) + (f" ({row.stalled} stalled)" if row.stalled else ""),
     ]

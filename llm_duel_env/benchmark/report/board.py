@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from llm_duel_env.benchmark.leaderboard import RICHER, Row, Table, ranked, tables
+from llm_duel_env.benchmark.registry import load_agent
 from llm_duel_env.benchmark.report.table import cells, detail_lines, markdown_table, notes
-from llm_duel_env.benchmark.results import Result, has_win_rate
+from llm_duel_env.benchmark.results import Result, has_win_rate, last
 from llm_duel_env.benchmark.run_config import RunConfig
 from llm_duel_env.benchmark.statistics import SEEDS_NEEDED
 from llm_duel_env.benchmark.stored import Kept, same_settings
@@ -24,6 +25,10 @@ from llm_duel_env.benchmark.suite import load_suite
 
 SUITES = ("board-synthetic", "board-synthetic-32", "board-tiny-tldr")
 """The suites that the board is made of."""
+CLAIMED = (
+    "Claimed queries: how many of the queries that it bought an agent's released code would have counted; all are "
+    "charged here. `llm-duel leaderboard --out FOLDER` draws win rates over them (`win_rate_claimed.png`)."
+)
 MARK = "†"
 """On agents whose kept results were played with other settings than the suite would tell them now."""
 
@@ -89,6 +94,9 @@ def part(suite: str, kept: Kept, runs: Sequence[RunConfig] | None = None) -> Par
         found += [{**result, "label": name} for result in results if has_win_rate(result)]
         if len(results) < len(of_label):
             missing[label] = len(of_label) - len(results)
+    # What the agent says of itself today; a result has what it said when it was played.
+    provenance = {agent: load_agent(agent).provenance for agent in {result["agent"] for result in found}}
+    found = [{**result, "provenance": provenance[result["agent"]]} for result in found]
     told = {result["label"]: tuple(sorted(set(result["needs"]) & RICHER)) for result in found}
     # One table for all, so that all count to one target; who is told what is looked at afterwards.
     made = tables([{**result, "needs": []} for result in found])
@@ -106,7 +114,7 @@ def board(parts: Sequence[Part], command: str, extra: str = "") -> str:
         "`make board-runs` plays what is missing (hours) and keeps each result there, so that the board may be filled "
         "in several sittings; `make tune-board` plays the sweeps behind the recipes.",
         "",
-        "`*` marks agents that were rebuilt from notes or code, their paper's text not at hand: they are not ranked as "
+        "`*` marks agents that were rebuilt from notes or code, not from their paper's text: they are not ranked as "
         f"the paper's method. `{MARK}` marks results that were played with other settings than today's recipe; they "
         "are to be played again.",
         "",
@@ -136,8 +144,10 @@ def _part(one: Part) -> list[str]:
         ):
             if rows:
                 lines += [f"### {title}", "", ranks, "", *_lines(one, replace(table, rows=rows)), ""]
-        shown = replace(table, rows=duels or few)
-        lines += [*(f"{note}  " for note in notes(shown) if not note.startswith("Fewer than")), ""]
+        told = notes(replace(table, rows=[*duels, *richer, *few]))
+        if any(claimed_queries(table, row) is not None for row in table.rows):
+            told.append(CLAIMED)
+        lines += [*(f"{note}  " for note in told if not note.startswith("Fewer than")), ""]
     if one.missing:
         runs = ", ".join(f"`{label}` ({count})" for label, count in one.missing.items())
         lines += [f"Not measured yet (runs): {runs}.", ""]
@@ -151,11 +161,20 @@ def _lines(one: Part, table: Table) -> list[str]:
     tokens = [generated_tokens(table, row) for row in table.rows]
     if any(value is not None for value in tokens):
         extra.append(("generated tokens", ["–" if value is None else f"{value:.0f}" for value in tokens]))
+    claimed = [claimed_queries(table, row) for row in table.rows]
+    if any(value is not None for value in claimed):
+        extra.append(("claimed queries", ["–" if value is None else f"{value:.0f}" for value in claimed]))
     if any(one.told[row.label] for row in table.rows):
         extra.append(("told beyond duels", [", ".join(one.told[row.label]) or "–" for row in table.rows]))
     headings = [*headings, *(name for name, _ in extra)]
     lines = markdown_table(headings, [[*row, *(values[i] for _, values in extra)] for i, row in enumerate(rows)])
     return [*lines, *detail_lines(table)]
+
+
+def claimed_queries(table: Table, row: Row) -> float | None:
+    """Queries that the agent's release would have counted, the mean over seeds; None for agents that count as we do."""
+    known = [count for result in table.results[row.label].values() if (count := last(result, "claimed_queries"))]
+    return float(np.mean(known)) if known else None
 
 
 def generated_tokens(table: Table, row: Row) -> float | None:

@@ -12,7 +12,7 @@ from llm_duel_env.benchmark.leaderboard import Row, Table
 from llm_duel_env.benchmark.matched import value_at
 from llm_duel_env.benchmark.profiles import common_grid, performance_profile, sample_efficiency
 from llm_duel_env.benchmark.report.plots import INK, QUIET, dress, panels_for, styles_of
-from llm_duel_env.benchmark.results import Curve, Result, belief_curve, curve, win_curve
+from llm_duel_env.benchmark.results import Curve, Result, belief_curve, curve, kl_curve, win_curve
 from llm_duel_env.benchmark.statistics import SEEDS_NEEDED
 
 POINTS = 101
@@ -155,12 +155,12 @@ def path_of(table: Table, row: Row, kind: tuple) -> tuple[np.ndarray, np.ndarray
 
 def _reach(runs: list[Result]) -> float:
     """The KL that all runs reach; 0 where one knows none."""
-    found = [curve(run, "kl") for run in runs]
+    found = [kl_curve(run) for run in runs]
     return max(0.0, min((float(kl[1].max()) if kl is not None else 0.0 for kl in found), default=0.0))
 
 
 def _at(level: float, run: Result) -> float:
-    kl = curve(run, "kl")
+    kl = kl_curve(run)
     assert kl is not None
     value = value_at(level, kl[1], win_curve(run)[1])
     assert value is not None

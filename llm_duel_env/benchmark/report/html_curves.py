@@ -12,7 +12,7 @@ from llm_duel_env.benchmark.matched import value_at
 from llm_duel_env.benchmark.profiles import common_grid, performance_profile, sample_efficiency
 from llm_duel_env.benchmark.report.figures import PAIRS, path_of
 from llm_duel_env.benchmark.report.html_charts import POINTS, Chart, Series, line_chart, padded, span_of
-from llm_duel_env.benchmark.results import Curve, Result, curve, win_curve
+from llm_duel_env.benchmark.results import Curve, Result, curve, kl_curve, win_curve
 from llm_duel_env.benchmark.statistics import SEEDS_NEEDED, values_at
 
 
@@ -84,7 +84,7 @@ def kl_curves(table: Table) -> Chart | None:
     series = []
     for row in table.rows:
         runs = list(table.results[row.label].values())
-        found = [curve(run, "kl") for run in runs]
+        found = [kl_curve(run) for run in runs]
         reach = min((float(kl[1].max()) if kl is not None else 0.0 for kl in found), default=0.0)
         if reach <= 0:
             continue

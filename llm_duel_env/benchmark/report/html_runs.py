@@ -15,7 +15,7 @@ from llm_duel_env.benchmark.outcome import thinned
 from llm_duel_env.benchmark.report import text
 from llm_duel_env.benchmark.report.html_charts import Chart, Series, line_chart
 from llm_duel_env.benchmark.report.html_table import marks
-from llm_duel_env.benchmark.results import Result, last, win_curve
+from llm_duel_env.benchmark.results import Result, last, regret, win_curve
 from llm_duel_env.benchmark.run_config import RunConfig
 from llm_duel_env.benchmark.run_folder import RunFolder, read_json
 from llm_duel_env.benchmark.runner import command_line
@@ -141,7 +141,7 @@ def _figures(table: Table, result: Result) -> list[str]:
         text.number(float(wins[-1]), ".3f", (low, high) if low is not None and high is not None else None),
         never if reached is None else f"{reached:,.0f}",
         text.number(result["online_win_rate"], ".3f"),
-        text.number(result["cumulative_regret"], ",.1f"),
+        text.number(regret(result), ",.1f"),
         text.number(last(result, "kl"), ".2f"),
         text.number(result.get("queries"), ",.0f"),
         text.number(result["seconds"], ",.1f"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from llm_duel_env.benchmark import statistics
 from llm_duel_env.benchmark.leaderboard import BASELINE, Row, Table
 from llm_duel_env.benchmark.report import text
-from llm_duel_env.benchmark.results import Result, last, queries_reached, win_curve
+from llm_duel_env.benchmark.results import Result, last, queries_reached, regret, win_curve
 from llm_duel_env.benchmark.statistics import SEEDS_NEEDED, Interval
 
 
@@ -143,7 +143,7 @@ COLUMNS = (
     Column(
         "rank",
         "1 + the ranked agents that end above this one and are told from it; '=': there are others that it is not told "
-        "from. Below: the 95% interval of the rank by mean. Methods rebuilt from notes are not ranked.",
+        "from. Below: the 95% interval of the rank by mean. Methods rebuilt from notes or code are not ranked.",
         _rank,
         "ascending",
     ),
@@ -196,7 +196,7 @@ COLUMNS = (
     Column(
         "cumulative regret",
         "What the duels shown lost against the best response, summed over the run.",
-        _at_top("cumulative_regret", ",.1f"),
+        _over_seeds(regret, ",.1f"),
         "ascending",
     ),
     Column(

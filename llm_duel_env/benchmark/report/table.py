@@ -87,10 +87,16 @@ def notes(table: Table) -> list[str]:
     if any(row.true_win_rate is not None for row in table.rows):
         told.append("True win rate: the final win rate as the task's truth has it; labels come from a learned proxy.")
     if any(row.provenance == "reconstructed" for row in table.rows):
-        told.append("Agents marked * are rebuilt from notes, their paper's text not at hand, and not ranked.")
+        told.append("Agents marked * are rebuilt from notes or code, not from their paper's text, and not ranked.")
     if any(row.stalled for row in table.rows):
-        names = ", ".join(row.label for row in table.rows if row.stalled)
+        names = "; ".join(
+            f"{row.label} ({row.stalled} of {row.seeds} seeds; {row.queries:.0f} queries bought, the mean of all seeds)"
+            for row in table.rows
+            if row.stalled
+        )
         told.append(f"Runs that ended without spending their budget (stalled), scored as they were: {names}.")
+    if any(row.queries == 0 for row in table.rows):
+        told.append("Where no query was bought there is no regret, and no KL to match.")
     if all(row.checked == SELF_REPORTED for row in table.rows):
         told.append("All entries are self-reported: none was played again here (`llm-duel leaderboard --rerun`).")
     else:

@@ -9,7 +9,7 @@ NONE = "–"
 
 
 def name(row: Row) -> str:
-    """An agent's label, starred where its method was rebuilt from notes."""
+    """An agent's label, starred where its method was rebuilt from notes or code."""
     return row.label + ("*" if row.provenance == "reconstructed" else "")
 
 
