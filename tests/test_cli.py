@@ -13,7 +13,7 @@ import pytest
 from llm_duel_env import cli
 from llm_duel_env.benchmark import suite
 from llm_duel_env.benchmark.listings import suites
-from llm_duel_env.benchmark.registry import list_agents, list_losses
+from llm_duel_env.benchmark.registry import list_agents, list_losses, load_agent
 from llm_duel_env.benchmark.run_config import list_envs
 from llm_duel_env.benchmark.suite import list_suites, load_suite
 
@@ -149,6 +149,19 @@ def test_the_list_of_agents_fits_eighty_columns(capsys, monkeypatch):
     assert max(map(len, lines)) <= 80
 
 
+def test_the_list_of_agents_says_what_each_plays_and_is_told(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    assert command("list", "agents") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 100
+    last = {line.split()[1]: at for at, line in enumerate(lines) if line.startswith("│") and line.split()[1] != "│"}
+    assert set(last) == set(list_agents())
+    for name, at in last.items():
+        agent = load_agent(name)
+        told = [", ".join(sorted(agent.kinds)), *([", ".join(sorted(agent.needs))] if agent.needs else [])]
+        assert [line.split("│")[4].strip() for line in lines[at : at + len(told)]] == told  # not folded
+
+
 def test_the_list_of_losses_says_what_each_needs_and_fits_eighty_columns(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     assert command("list", "losses") == 0
@@ -164,6 +177,7 @@ def test_the_list_of_losses_says_what_each_needs_and_fits_eighty_columns(capsys,
     (at,) = (k for k, line in enumerate(lines) if line.split()[1:2] == ["dlma"])
     assert "margin_weight=0.2" in lines[at + 1]
     assert "clip=40.0" in lines[at + 2]
+    assert "finite tasks and on text" in " ".join(lines)  # whatever the loss; see the test of every direct optimizer
 
 
 @pytest.mark.parametrize("what", ["agents", "losses", "envs", "suites"])

@@ -12,11 +12,13 @@ from llm_duel_env.benchmark.suite import list_suites, planned
 
 
 def agents() -> Table:
-    """Agents of all installed packages: paper, provenance, and what they are told beyond duels."""
-    table = _table("agents", "agent", "paper", "provenance", "told beyond duels")
+    """Agents of all installed packages: paper, provenance, the kinds of task they play (finite, text), and under that
+    what they are told beyond duels."""
+    table = _table("agents", "agent", "paper", "provenance", "plays, told beyond duels")
     for name in list_agents():
         agent = load_agent(name)
-        table.add_row(name, _short(agent.paper), agent.provenance, ", ".join(sorted(agent.needs)) or "–")
+        plays = [", ".join(sorted(agent.kinds)), *([", ".join(sorted(agent.needs))] if agent.needs else [])]
+        table.add_row(name, _short(agent.paper), agent.provenance, "\n".join(plays))
     return table
 
 
@@ -30,12 +32,14 @@ def envs() -> Table:
 
 def losses() -> Table:
     """Direct optimizers: paper, provenance, what they look at beyond the policy's log-probabilities, and under that
-    their options (``loss_options.NAME``) with defaults."""
+    their options (``loss_options.NAME``) with defaults. All of them run on both kinds of task."""
     table = _table("direct optimizers", "loss", "paper", "provenance", "needs, options")
     for name, loss in list_losses().items():
         needs = ", ".join(sorted(loss.needs)) or "–"
         options = [f"{option}={str(default).lower()}" for option, default in loss.options.items()]
         table.add_row(name, _short(loss.paper), loss.provenance, "\n".join([needs, *options]))
+    table.caption = "All run on finite tasks and on text; one that needs tokens takes a finite task's response for one."
+    table.caption_justify = "left"
     return table
 
 
