@@ -14,7 +14,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llm_duel_env import ranks
-from llm_duel_env.adapters import base_model, is_adapter
 from llm_duel_env.agents.policies import background
 from llm_duel_env.agents.policies.background import Background
 from llm_duel_env.agents.policies.base import DirectOptimizer, Policy, PolicyConfig, check_mixture
@@ -101,8 +100,7 @@ class LanguageModelPolicy(Policy):
             self.model = cast(PreTrainedModel, self.background.acting)
         self.models.start_learning()
         self.learner = self.models.learner
-        start = base_model(task.model) if is_adapter(task.model) else task.model
-        self.vllm = self._make_vllm(start) if config.sampler == "vllm" else None
+        self.vllm = self._make_vllm(task.model) if config.sampler == "vllm" else None
         self.generated_tokens = 0
         """Tokens of all responses that `sample` gave; greedy decoding and diagnosis are not counted."""
         self.clock = Stopwatch()
