@@ -474,3 +474,5 @@ def test_an_offloaded_reference_is_on_the_gpu_while_it_scores():
 def test_one_round_off_is_for_one_rank():
     with pytest.raises(ValueError, match="expected one rank"):
         memory.estimate(PolicyConfig(asynchronous=True), work(ranks=2))
+    with pytest.raises(ValueError, match="vllm samples on one rank, got 2 ranks"):
+        memory.estimate(PolicyConfig(sampler="vllm"), work(ranks=2))
