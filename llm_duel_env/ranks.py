@@ -188,7 +188,8 @@ def check_alike(what: str, tensors: Iterable[Tensor]) -> None:
         return
     digest = hashlib.sha256()
     for tensor in tensors:
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        # Flat, since a number without a dimension has no bytes to be viewed as.
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     own = torch.from_numpy(np.frombuffer(digest.digest()[:8], np.int64).copy())[None]
     found = [torch.empty_like(own) for _ in range(world())]
     distributed.all_gather(found, own)

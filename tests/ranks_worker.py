@@ -58,7 +58,7 @@ def together():
     assert doubled(rows).tolist() == [2.0, 4.0, 6.0, 8.0]  # called on all ranks alike
     assert ranks.any_of(rank == 2)
     assert not ranks.any_of(False)
-    ranks.check_alike("ones", [torch.ones(2)])
+    ranks.check_alike("ones", [torch.ones(2), torch.ones(2, 2).sum(), torch.ones(3, 2).T])
     with pytest.raises(ranks.RanksDiffer, match=r"ranks \[2\]"):
         ranks.check_alike("numbers", [torch.tensor([0.0 if rank < 2 else 1e-9])])
     if rank == 0:
