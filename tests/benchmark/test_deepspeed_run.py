@@ -7,6 +7,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,12 @@ from llm_duel_env.benchmark.launcher import launch
 from llm_duel_env.benchmark.run_folder import RunFolder
 from llm_duel_env.benchmark.runner import command_line, run
 
-WHY = "deepspeed is not installed (make test-deepspeed runs this in an environment of its own)"
-pytestmark = [
-    pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason=WHY),
-    pytest.mark.timeout(900),  # the first run builds DeepSpeed's communication op
-]
+if importlib.util.find_spec("deepspeed") is None:
+    not_tested = "NOT TESTED: deepspeed is not installed here; `make test-deepspeed` runs these tests where it is"
+    warnings.warn(not_tested, stacklevel=1)
+    pytest.skip(not_tested, allow_module_level=True)
+
+pytestmark = pytest.mark.timeout(900)  # the first run builds DeepSpeed's communication op
 ZERO3 = '{"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}'
 
 

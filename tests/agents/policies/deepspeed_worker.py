@@ -3,7 +3,7 @@
 FOLDER holds job.json: a model folder, and cases by name, each a DeepSpeed configuration with settings of the policy.
 Rank 0 leaves FOLDER/NAME.json and FOLDER/NAME.safetensors for each; a case with "resume" also checkpoints, and one
 with "reset" too also exports and begins anew. A case with "from" goes on from the checkpoint in that folder, and saves
-it again.
+it again. One with "differ" has a weight of rank 1 change by itself at the end.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from safetensors.torch import save_file
 from llm_duel_env.agents.losses import direct_optimizer
 from llm_duel_env.agents.policies.base import PolicyConfig
 from llm_duel_env.agents.policies.language_model import LanguageModelPolicy
+from llm_duel_env.agents.policies.learners import deepspeed_learner
+from llm_duel_env.ranks import RanksDiffer
 from llm_duel_env.types import Candidates
 
 _spec = importlib.util.spec_from_file_location("policy_fixtures", Path(__file__).with_name("conftest.py"))
@@ -50,6 +52,24 @@ def play(policy: LanguageModelPolicy, rounds: range) -> list[dict]:
 
 def make(model: str, config: PolicyConfig) -> LanguageModelPolicy:
     return LanguageModelPolicy(fixtures.make_view(model), config, seed=0, device="cpu")
+
+
+def drift(policy: LanguageModelPolicy) -> str:
+    """What a step says after which one of rank 1's weights is not rank 0's."""
+    deepspeed_learner.CHECK_EVERY = 1
+    take_step = policy.learner.engine.step
+
+    def step() -> None:
+        take_step()
+        if policy.learner.rank == 1:
+            next(iter(policy.learner.parameters.values())).data.flatten()[0] += 1.0
+
+    policy.learner.engine.step = step
+    try:
+        play(policy, range(1))
+    except RanksDiffer as error:
+        return str(error)
+    return ""
 
 
 def run_case(name: str, case: dict, model: str, folder: Path) -> None:
@@ -94,6 +114,8 @@ def run_case(name: str, case: dict, model: str, folder: Path) -> None:
         result["kept"] = all(np.array_equal(anew[k], v) for k, v in again.learner.weights().items())
     if policy.learner.rank == 0:
         save_file({key: value.contiguous() for key, value in tensors.items()}, folder / f"{name}.safetensors")
+    if case.get("differ"):
+        result["differ"] = drift(policy)
     (folder / f"{name}.{policy.learner.rank}.json").write_text(json.dumps(result))
 
 

@@ -31,6 +31,7 @@ from llm_duel_env.agents.policies.learners.deepspeed_state import (
     set_full_state,
     set_full_weight,
 )
+from llm_duel_env.agents.policies.learners.torch_learner import CHECK_EVERY
 from llm_duel_env.extras import require
 
 TAG = "learner"
@@ -103,7 +104,11 @@ class DeepSpeedLearner:
         self.engine.backward(value * self.world, scale_wrt_gas=False)
 
     def step(self) -> float:
-        """See `Engine.step`. The norm is that of all ranks' gradients together."""
+        """See `Engine.step`. The norm is that of all ranks' gradients together.
+
+        Raises:
+            RanksDiffer: the ranks' weights have drifted apart. Under ZeRO 3 none holds what another does.
+        """
         self.engine.step()
         norm = self.engine.get_global_grad_norm()
         if self.optimizer.overflow or norm is None or not np.isfinite(float(norm)):
@@ -112,6 +117,8 @@ class DeepSpeedLearner:
                 "its weights were left as they were"
             )
         self.gradient_steps += 1
+        if self.stage != 3 and self.gradient_steps % CHECK_EVERY == 0:
+            ranks.check_alike("the policy's weights", (p.double().sum() for p in self.parameters.values()))
         return float(norm)
 
     def total(self, values: list[float]) -> list[float]:
