@@ -50,20 +50,23 @@ test-slow: setup-dev  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 test-vllm: $(VENV_VLLM)/.installed  ## the tests of the vLLM sampler, with vLLM for CPUs in an environment of its own
-	OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/python -m pytest --timeout 1200 tests/agents/policies/test_vllm_sampler.py $(ARGS)
+	PATH="$(abspath $(VENV_VLLM)/bin):$$PATH" OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/python -m pytest --timeout 1200 \
+		tests/agents/policies/test_vllm_sampler.py $(ARGS)
 
 bench-vllm: $(VENV_VLLM)/.installed  ## tokens per second of the torch sampler and of vLLM, side by side
 	OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/python benchmark/engine_vllm.py $(ARGS)
 
 # Of what vLLM brings, mistral_common wants an older numpy than constraints.txt pins; torchvision, torchaudio and torchcodec
 # may come as builds that do not fit its torch and then break `import transformers`: nothing here needs the three.
+# DeepSpeed and peft are there for what runs beside vLLM; DeepSpeed builds an operation with g++.
 $(VENV_VLLM)/.installed: pyproject.toml constraints.txt
+	command -v g++ > /dev/null || { echo "g++ is needed: DeepSpeed builds an operation with it" >&2; exit 1; }
 	test -x $(VENV_VLLM)/bin/python || $(PYTHON) -m venv $(VENV_VLLM)
 	grep -v '^numpy==' constraints.txt > $(VENV_VLLM)/constraints.txt
 	$(VENV_VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 	$(VENV_VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(VENV_VLLM)/constraints.txt torch
 	$(VENV_VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(VENV_VLLM)/constraints.txt \
-		$(VLLM) pytest pytest-timeout --editable .
+		$(VLLM) pytest pytest-timeout --editable '.[deepspeed,peft]'
 	$(VENV_VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 

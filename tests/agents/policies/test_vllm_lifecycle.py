@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
 
 from llm_duel_env.agents.policies import make_policy
 from llm_duel_env.agents.policies.base import PolicyConfig
@@ -239,6 +239,25 @@ def test_a_closed_sampler_builds_another_engine(fake):
 def test_an_engine_goes_with_its_sampler(fake):
     draw(make())
     assert fake.engines[0].log[-1] == "shutdown"
+
+
+def test_a_closed_engine_takes_its_own_process_groups_alone(fake):
+    sampler = make()
+    draw(sampler)
+    core = fake.engines[0].llm_engine.engine_core
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        own = distributed.new_group([0])
+        destroy = distributed.destroy_process_group
+        core.shutdown = lambda: [distributed.destroy_process_group(own), distributed.destroy_process_group()]
+        sampler.close()
+        assert distributed.get_world_size() == 1
+        distributed.all_reduce(torch.ones(1))
+        with pytest.raises(ValueError, match="Invalid process group"):
+            destroy(own)  # it is gone
+        assert distributed.destroy_process_group is destroy
+    finally:
+        distributed.destroy_process_group()
 
 
 def test_a_missing_vllm_is_said_when_the_policy_is_made(monkeypatch):

@@ -18,8 +18,10 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
+from torch import distributed
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, Qwen3Config
 
+from llm_duel_env import ranks
 from llm_duel_env.agents.losses import dpo
 from llm_duel_env.agents.policies.base import PolicyConfig
 from llm_duel_env.agents.policies.language_model import LanguageModelPolicy
@@ -97,7 +99,7 @@ def far(policy, observation, stream, n=4, temperature=0.9):
     prompts = policy.tokens.prompts(observation["prompt"])
     sampled = policy.vllm.sample(prompts, numbered(observation["prompt_id"]), stream, n=n, temperature=temperature)
     tokens, lengths = torch.from_numpy(sampled.tokens), torch.from_numpy(sampled.lengths)
-    with torch.no_grad():
+    with torch.no_grad(), policy.models.using(policy.model):
         own = log_probs(policy.model, prompts, tokens, lengths, share_prefix=False, per_token=True)
     assert sampled.log_probs.shape == sampled.tokens.shape
     return float(np.abs(own.numpy() - sampled.log_probs).max())
@@ -210,6 +212,63 @@ def test_reset_and_load_reach_the_engine(tiny, tmp_path):
     assert not same(trained, tiny.sample(observation, 4, ("a",)))
     tiny.load(tmp_path)
     assert same(trained, tiny.sample(observation, 4, ("a",)))
+
+
+ZERO3 = {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}
+LORA = {"lora_rank": 4, "lora_alpha": 8.0}
+BESIDE = {
+    "lora": LORA,
+    "zero2": {"learner": "deepspeed"},
+    "zero3": {"learner": "deepspeed", "deepspeed_config": ZERO3},
+    "zero3 and lora": {"learner": "deepspeed", "deepspeed_config": ZERO3, **LORA},
+}
+
+
+@pytest.mark.timeout(1200)  # the first time DeepSpeed builds its communication operation
+@pytest.mark.parametrize("name", BESIDE)
+def test_beside_deepspeed_and_adapters(name, tmp_path):
+    settings = dict(BESIDE[name])
+    for package, wanted in (("deepspeed", "learner" in settings), ("peft", "lora_rank" in settings)):
+        if wanted:
+            pytest.importorskip(package)
+    if "deepspeed_config" in settings:
+        path = tmp_path / "zero.json"
+        path.write_text(json.dumps(settings["deepspeed_config"]))
+        settings["deepspeed_config"] = str(path)
+    policy = LanguageModelPolicy(make_task("tiny_tldr").view(), replace(CONFIG, **settings), seed=0, device="cpu")
+    observation = policy.task.observe(np.arange(8))
+    before = policy.sample(observation, 4, ("a",))
+    start = policy.log_prob(before)
+    for number in range(3):
+        assert far(policy, observation, (0, "a")) < 1e-5
+        train(policy, observation, number)
+    assert policy.vllm.pushes == 3
+    assert (policy.log_prob(before) - start).abs().max() > 0.05
+    policy.vllm.close()
+    train(policy, observation, 3)  # whose process group is still there; by another engine
+    assert far(policy, observation, (0, "a")) < 1e-5
+    policy.vllm.close()
+
+
+def test_a_process_group_that_was_there_survives_the_engine(folder):
+    ranks.join("cpu")
+    group = distributed.group.WORLD
+    policy = make(folder("llama"))
+    policy.sample(fixtures.observe(IDS), 2, ("a",))
+    policy.vllm.close()
+    assert distributed.group.WORLD is group
+    distributed.all_reduce(torch.ones(1))
+
+
+def test_an_engine_samples_on_when_another_one_is_closed(folder):
+    one, other = make(folder("llama")), make(folder("qwen3"))
+    observation = fixtures.observe(IDS)
+    for policy in (one, other):
+        policy.sample(observation, 2, ("a",))
+    one.vllm.close()
+    train(other, observation)
+    assert far(other, observation, (0, "a")) < 1e-5
+    other.vllm.close()
 
 
 def test_a_missing_model_is_named_with_the_versions(folder):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import distributed
 from transformers import PreTrainedModel
 
 _open_engines = 0
@@ -57,12 +59,35 @@ def closer(owner: object, engine: Any) -> Callable[[], Any]:
 
 def _shut_down(engine: Any) -> None:
     global _open_engines
-    engine.llm_engine.engine_core.shutdown()
     _open_engines -= 1
-    if not _open_engines:  # engines share vLLM's process groups
-        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+    with _groups_kept(others=_open_engines > 0):
+        engine.llm_engine.engine_core.shutdown()
 
-        cleanup_dist_env_and_memory()
+
+@contextlib.contextmanager
+def _groups_kept(others: bool) -> Iterator[None]:
+    """Within the block vLLM's cleanup leaves alone what is not one engine's.
+
+    It destroys torch's default process group, which is the process's: ranks and DeepSpeed may be in it, whoever made
+    it. And it destroys vLLM's own groups, which all engines of a process share: not while there are `others`.
+    """
+    destroy: Any = distributed.destroy_process_group
+    core: Any = sys.modules.get("vllm.v1.engine.core")
+    cleanup = getattr(core, "cleanup_dist_env_and_memory", None)
+
+    def destroy_but_the_default(group: Any = None) -> None:
+        if group is not None:
+            destroy(group)
+
+    distributed.destroy_process_group = destroy_but_the_default
+    if others and cleanup is not None:
+        core.cleanup_dist_env_and_memory = lambda: None
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group = destroy
+        if cleanup is not None:
+            core.cleanup_dist_env_and_memory = cleanup
 
 
 def _subclasses(of: Any) -> Iterator[Any]:
