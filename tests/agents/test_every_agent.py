@@ -66,8 +66,11 @@ BY_LESSON = {load_agent(name).learn: name for name in ON_TEXT if name not in WIT
 """One agent for each way of learning."""
 TEXT_ONLY = [name for name in ON_TEXT if name not in ON_FINITE]
 GAMES = [pytest.param(name, FINITE, id=name) for name in ON_FINITE]
-GAMES += [pytest.param(name, TEXT, id=f"{name}-text") for name in TEXT_ONLY]
-"""Every agent on the cheapest task that it plays."""
+GAMES += [
+    pytest.param(name, TEXT, id=f"{name}-text", marks=[pytest.mark.slow] if name == "trl_online_dpo" else [])
+    for name in TEXT_ONLY
+]
+"""Every agent on the cheapest task that it plays; TRL's trainer is the slowest of them."""
 PREFERENCE_LEARNERS = [name for name in ON_FINITE if not load_agent(name).needs & RICHER]
 LEARNERS = [name for name in PREFERENCE_LEARNERS if name != "uniform"]
 # Those that are told the reward are left out: Stable-Baselines3's need thousands of duels before they are above chance.
