@@ -239,14 +239,14 @@ def test_beside_deepspeed_and_adapters(name, tmp_path):
     observation = policy.task.observe(np.arange(8))
     before = policy.sample(observation, 4, ("a",))
     start = policy.log_prob(before)
-    for number in range(3):
-        assert far(policy, observation, (0, "a")) < 1e-5
+    for number in range(3):  # adding base and adapter up rounds otherwise than running both
+        assert far(policy, observation, (0, "a")) < 1e-4
         train(policy, observation, number)
     assert policy.vllm.pushes == 3
     assert (policy.log_prob(before) - start).abs().max() > 0.05
     policy.vllm.close()
     train(policy, observation, 3)  # whose process group is still there; by another engine
-    assert far(policy, observation, (0, "a")) < 1e-5
+    assert far(policy, observation, (0, "a")) < 1e-4
     policy.vllm.close()
 
 
