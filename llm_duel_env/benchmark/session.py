@@ -300,7 +300,9 @@ class Session:
             for name, value in scalars.items()
             if np.isfinite(value)
         ]
-        self.tensorboard.file_writer.add_summary(Summary(value=values), self.queries)
+        writer = self.tensorboard.file_writer
+        assert writer is not None  # until it is closed
+        writer.add_summary(Summary(value=values), self.queries)
 
     @contextlib.contextmanager
     def _clock(self, name: str) -> Iterator[None]:
