@@ -111,7 +111,7 @@ def _win_rate(table: Table, row: Row) -> Cell:
 def _rank(table: Table, row: Row) -> Cell:
     if row.place is None:
         return Cell()
-    told = "" if row.rank is None else between(row.rank.low, row.rank.high, "g")
+    told = "" if row.rank is None else between(row.rank.low, row.rank.high, ".3g")
     return Cell(f"{row.place}{'=' if row.tied else ''}", told, row.place if row.rank is None else row.rank.estimate)
 
 

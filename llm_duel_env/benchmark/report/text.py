@@ -34,5 +34,5 @@ def rank(row: Row) -> str:
     mean."""
     if row.place is None:
         return NONE
-    interval = "" if row.rank is None else f" [{row.rank.low:g}, {row.rank.high:g}]"
+    interval = "" if row.rank is None else f" [{row.rank.low:.3g}, {row.rank.high:.3g}]"
     return f"{row.place}{'=' if row.tied else ''}{interval}"

@@ -50,11 +50,21 @@ def left_alone() -> Iterator[None]:
         gc.unfreeze()
 
 
-def closer(owner: object, engine: Any) -> Callable[[], Any]:
-    """Shuts an engine down when called, when `owner` is collected, or when Python ends, whichever is first."""
+def open_engine(owner: object, build: Callable[[], Any]) -> tuple[Any, Callable[[], Any]]:
+    """The engine that `build` makes, and what shuts it down: when called, when `owner` is collected, or when Python ends,
+    whichever is first.
+
+    It counts as open from before it is built: another one may be collected meanwhile, and must not take along the
+    groups that both share.
+    """
     global _open_engines
     _open_engines += 1
-    return weakref.finalize(owner, _shut_down, engine)
+    try:
+        engine = build()
+    except BaseException:
+        _open_engines -= 1
+        raise
+    return engine, weakref.finalize(owner, _shut_down, engine)
 
 
 def _shut_down(engine: Any) -> None:

@@ -11,6 +11,7 @@ import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from llm_duel_env.agents.policies.samplers.base import Sampled, keyed_seeds
-from llm_duel_env.agents.policies.samplers.vllm_process import closer, left_alone, prepare_environment
+from llm_duel_env.agents.policies.samplers.vllm_process import left_alone, open_engine, prepare_environment
 from llm_duel_env.extras import require
 
 TESTED = "0.32"
@@ -162,24 +163,25 @@ class VLLMSampler:
             else {"kv_cache_memory_bytes": CPU_CACHE_BYTES, "block_size": CPU_BLOCK, "enforce_eager": True}
         )
         length = self.max_prompt_tokens + self.limit
+        build = partial(
+            self.vllm.LLM,
+            model=self.model,
+            dtype="bfloat16" if self.bf16 else "float32",
+            max_model_len=length,
+            max_num_seqs=SEQUENCES,
+            max_num_batched_tokens=max(BATCHED_TOKENS, length),
+            enable_prefix_caching=True,
+            skip_tokenizer_init=True,
+            generation_config="vllm",  # not the model's: what is not said above stays neutral
+            trust_remote_code=False,
+            use_tqdm_on_load=False,
+            **own,
+        )
         try:
             with left_alone(), self._compiling():
-                self.engine = self.vllm.LLM(
-                    model=self.model,
-                    dtype="bfloat16" if self.bf16 else "float32",
-                    max_model_len=length,
-                    max_num_seqs=SEQUENCES,
-                    max_num_batched_tokens=max(BATCHED_TOKENS, length),
-                    enable_prefix_caching=True,
-                    skip_tokenizer_init=True,
-                    generation_config="vllm",  # not the model's: what is not said above stays neutral
-                    trust_remote_code=False,
-                    use_tqdm_on_load=False,
-                    **own,
-                )
+                self.engine, self._close = open_engine(self, build)
         except Exception as error:
             raise RuntimeError(f"{versions()} cannot load {self.model!r}: {error}\n{_WAY_OUT}") from error
-        self._close = closer(self, self.engine)
         lacking = _lacking(self.vllm, self.engine, on_gpu)
         if lacking:
             self.close()
