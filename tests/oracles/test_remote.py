@@ -323,13 +323,14 @@ def test_a_restart_in_the_middle_of_a_run_loses_and_invents_nothing(serve, text_
     task = text_task(oracle=RemoteOracle(server.url, **{**QUICK, "attempts": 50, "deadline": 20.0}), no_reference=True)
     core = DuelCore(task, ledger=tmp_path / "ledger.jsonl", budget=40)
     core.reset(seed=1)
-    stop = threading.Event()
+    stop, up = threading.Event(), [0.05]
 
     def restart():
-        while not stop.wait(0.05):
+        while not stop.wait(up[-1]):
             server.stop()
             time.sleep(0.05)
             server.start()
+            up.append(1.3 * up[-1])  # a slow machine too gets its answers in at last
 
     worker = threading.Thread(target=restart)
     worker.start()
@@ -341,6 +342,7 @@ def test_a_restart_in_the_middle_of_a_run_loses_and_invents_nothing(serve, text_
         core.close()
     found = labels(tmp_path / "ledger.jsonl")
     assert [record["query"] for record in found] == list(range(40))
+    assert len(up) > 1
     check(found, task)
 
 
