@@ -27,6 +27,7 @@ def test_the_short_name_is_refused(monkeypatch, wing):
         importlib.import_module(wing)
 
 
+@pytest.mark.slow
 def test_coverage_sees_the_wings_under_their_package_and_once(tmp_path):
     probe = tmp_path / "probe.py"
     probe.write_text("import llm_duel_env.agents.sea\nimport llm_duel_env.baselines.uniform\n")

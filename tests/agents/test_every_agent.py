@@ -167,7 +167,10 @@ def test_two_rounds_of_text_with_a_resume_between(name, tmp_path, monkeypatch):
     check_contract(env, agent, after, log + more)
 
 
-@pytest.mark.parametrize("name", sorted(BY_LESSON.values()))
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name == "spo" else [pytest.mark.slow]) for name in sorted(BY_LESSON.values())],
+)
 def test_the_first_lesson_trains_the_same_weights_in_the_background(name, monkeypatch):
     """Until its first lesson is taken on an agent acts the same either way, so whatever a loss asks the policy itself
     must be asked of what trains, not of the copy that acts. Several steps: before the first the two are equal."""

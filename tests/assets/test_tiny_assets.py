@@ -115,6 +115,7 @@ def test_the_policy_can_do_the_task_and_mostly_does_not(tokenizer, policy, heldo
     assert measured["mean_utility_good"] > measured["mean_utility"] > measured["mean_utility_bad"]
 
 
+@pytest.mark.slow
 def test_the_reward_model_agrees_with_the_utility(tokenizer, policy, reward_model, heldout):
     measured = measure_reward_model(policy, reward_model, tokenizer, [r["prompt"] for r in heldout[256:280]], seed=0)
     assert measured["duel_agreement"] >= 0.87

@@ -269,6 +269,7 @@ LEARNING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_learns_on_synthetic(name):
     """40,000 duels with 16 candidates: the deployed response beats a uniform one (0.5, standard error 0.011).

@@ -40,6 +40,7 @@ def test_room_is_what_the_largest_worker_used_and_a_worker_brings_its_own(monkey
 
 
 @linux
+@pytest.mark.slow
 def test_a_sweep_without_memory_says_so_once_and_still_ends(tmp_path, monkeypatch):
     monkeypatch.setattr(memory_watch, "available", lambda: 0)
     lengths = [100, 100, 100, 3000]  # the long one is still at play when a short one ends
