@@ -102,7 +102,7 @@ def _on_first(work: Callable[[], None]) -> None:
 @contextlib.contextmanager
 def _long_lived() -> Iterator[None]:
     """What is there lives as long as the run: Python's collector need not look through it again and again while rounds
-    make small objects, which takes a fifth of a short round's time."""
+    make small objects, which is felt where rounds are short."""
     gc.collect()
     gc.freeze()
     try:

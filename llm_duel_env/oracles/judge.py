@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from llm_duel_env.oracles.base import Oracle, OracleError
-from llm_duel_env.oracles.http_client import BadAnswer, JsonClient, field
+from llm_duel_env.oracles.http_client import BadAnswer, JsonClient, field, shown
 from llm_duel_env.oracles.journal import Journal, content_key
 from llm_duel_env.oracles.remote import patience_of
 from llm_duel_env.oracles.scored import check_template, fill, short
@@ -227,10 +227,10 @@ class JudgeOracle(Oracle):
         """Writes a reply down, with its verdict or without one, and returns it."""
         choices = field(answer, "choices")
         if not isinstance(choices, list) or not choices:
-            raise BadAnswer("choices: expected at least one")
+            raise BadAnswer(f"choices: expected at least one, got {shown(choices)}")
         message = field(choices[0], "message")
         if not isinstance(message, dict):
-            raise BadAnswer("message: expected an object")
+            raise BadAnswer(f"message: expected an object, got {shown(message)}")
         content = message.get("content")
         # A refusal, or thought that was cut before the answer: a reply that is paid for, and has no verdict.
         text = content if isinstance(content, str) else None

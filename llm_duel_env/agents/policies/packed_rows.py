@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llm_duel_env.agents.policies.output_layer import hidden_states_only
+from llm_duel_env.agents.policies.shared_prefix import UNFIT
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,6 @@ def works(model: PreTrainedModel, tolerance: float = 1e-3) -> bool:
                     model(input_ids=ids[None], use_cache=False)
                 alone.append(given[0][0, -size:])
         expected = torch.cat(alone).float()
-    except (RuntimeError, TypeError, AttributeError, KeyError, IndexError, ValueError, NotImplementedError):
+    except UNFIT:
         return False
     return bool(((got - expected).abs().max() <= tolerance * expected.abs().max().clamp(min=1.0)).item())

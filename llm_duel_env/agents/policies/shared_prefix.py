@@ -22,6 +22,8 @@ from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 NAME = "llm_duel_shared_prefix"
+UNFIT = (RuntimeError, TypeError, AttributeError, KeyError, IndexError, ValueError, NotImplementedError)
+"""What a model raises that is not run the way one tries: its family's own code, so almost anything."""
 
 
 def pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -281,6 +283,6 @@ def works(model: PreTrainedModel, tolerance: float = 1e-3) -> bool:
             error = (torch.cat(shared, dim=1)[row].float() - plain).abs().max()
             if not error <= tolerance * plain.abs().max().clamp(min=1.0):
                 return False
-    except (RuntimeError, TypeError, AttributeError, KeyError, IndexError, ValueError, NotImplementedError):
+    except UNFIT:
         return False
     return True

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from llm_duel_env.agents.losses import direct_optimizer
 from llm_duel_env.agents.policies.base import PolicyConfig
 from llm_duel_env.agents.policies.language_model import LanguageModelPolicy
-from llm_duel_env.agents.policies.learners import deepspeed_learner
+from llm_duel_env.agents.policies.learners import torch_learner
 from llm_duel_env.ranks import RanksDiffer
 from llm_duel_env.types import Candidates
 
@@ -56,7 +56,7 @@ def make(model: str, config: PolicyConfig) -> LanguageModelPolicy:
 
 def drift(policy: LanguageModelPolicy) -> str:
     """What a step says after which one of rank 1's weights is not rank 0's."""
-    deepspeed_learner.CHECK_EVERY = 1
+    torch_learner.CHECK_EVERY = 1
     take_step = policy.learner.engine.step
 
     def step() -> None:

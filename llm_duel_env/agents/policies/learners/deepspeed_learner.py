@@ -31,7 +31,7 @@ from llm_duel_env.agents.policies.learners.deepspeed_state import (
     set_full_state,
     set_full_weight,
 )
-from llm_duel_env.agents.policies.learners.torch_learner import CHECK_EVERY
+from llm_duel_env.agents.policies.learners.torch_learner import check_weights
 from llm_duel_env.extras import require
 
 TAG = "learner"
@@ -117,8 +117,8 @@ class DeepSpeedLearner:
                 "its weights were left as they were"
             )
         self.gradient_steps += 1
-        if self.stage != 3 and self.gradient_steps % CHECK_EVERY == 0:
-            ranks.check_alike("the policy's weights", (p.double().sum() for p in self.parameters.values()))
+        if self.stage != 3:
+            check_weights(self.gradient_steps, self.parameters)
         return float(norm)
 
     def total(self, values: list[float]) -> list[float]:

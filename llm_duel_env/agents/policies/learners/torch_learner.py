@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -16,6 +17,13 @@ from llm_duel_env.agents.policies.base import PolicyConfig
 
 CHECK_EVERY = 50
 """Steps after which ranks compare their weights."""
+
+
+def check_weights(steps: int, parameters: Mapping[str, Tensor]) -> None:
+    """After every `CHECK_EVERY` steps compares the ranks' weights, by one sum for each tensor. RanksDiffer where they
+    have drifted apart."""
+    if steps % CHECK_EVERY == 0:
+        ranks.check_alike("the policy's weights", (p.detach().double().sum() for p in parameters.values()))
 
 
 class TorchLearner:
@@ -75,8 +83,7 @@ class TorchLearner:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.gradient_steps += 1
-        if self.gradient_steps % CHECK_EVERY == 0:
-            ranks.check_alike("the policy's weights", (p.double().sum() for p in self.parameters.values()))
+        check_weights(self.gradient_steps, self.parameters)
         return norm
 
     def total(self, values: list[float]) -> list[float]:
