@@ -32,7 +32,7 @@ from llm_duel_env.benchmark.run_config import RunConfig
 from llm_duel_env.benchmark.runner import RunInterrupted, run
 from llm_duel_env.benchmark.session import Session
 from llm_duel_env.tasks import make_task
-from llm_duel_env.types import Preferences
+from llm_duel_env.types import Preferences, rows_of
 
 if importlib.util.find_spec("vllm") is None:
     told = "NOT TESTED: vLLM is not installed here; `make test-vllm` runs these tests in an environment that has it"
@@ -111,6 +111,16 @@ def train(policy, observation, number=0):
     labels = (means[:, 0] < means[:, 1]).astype(np.float32)
     preferences = Preferences(candidates, labels, np.ones(len(labels), bool))
     return policy.update(partial(dpo, beta=0.1), preferences, progress=0.1, key=("shuffle", number))
+
+
+def test_a_round_with_more_prompt_tokens_than_one_pass_takes_gives_what_two_smaller_ones_give(folder, monkeypatch):
+    monkeypatch.setattr(vllm_sampler, "BATCHED_TOKENS", 1)  # so a pass takes as many as one prompt and response can have
+    monkeypatch.setattr(vllm_sampler, "SEQUENCES", 32)
+    policy, observation = make(folder("llama")), fixtures.observe(np.arange(40))
+    whole = policy.sample(observation, 6, ("many",))
+    halves = [policy.sample(rows_of(observation, part), 6, ("many",)) for part in np.split(np.arange(40), 2)]
+    policy.vllm.close()
+    assert whole.responses.tolist() == [row for half in halves for row in half.responses.tolist()]
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))

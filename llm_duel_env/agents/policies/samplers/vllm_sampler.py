@@ -160,7 +160,13 @@ class VLLMSampler:
         own: dict[str, Any] = (
             {"gpu_memory_utilization": self.memory, "enable_sleep_mode": True}
             if on_gpu
-            else {"kv_cache_memory_bytes": CPU_CACHE_BYTES, "block_size": CPU_BLOCK, "enforce_eager": True}
+            # A prompt that is run in two pieces has vLLM turn a generator back, which torch's on a CPU cannot.
+            else {
+                "kv_cache_memory_bytes": CPU_CACHE_BYTES,
+                "block_size": CPU_BLOCK,
+                "enforce_eager": True,
+                "enable_chunked_prefill": False,
+            }
         )
         length = self.max_prompt_tokens + self.limit
         build = partial(
