@@ -90,8 +90,8 @@ def ensemble_times(seeds: int, repeats: int) -> dict[str, dict[str, float]]:
     anchors = {name: value.clone() for name, value in weights.items()}
 
     def objective(own: dict[str, Tensor], start: dict[str, Tensor], x: Tensor) -> Tensor:
-        e, h = config.members, config.hidden
-        first = torch.addmm(own["b1"], x.reshape(-1, size), own["w1"]).relu().view(-1, e, h).transpose(0, 1)
+        e = config.members
+        first = torch.baddbmm(own["b1"], x.reshape(-1, size).expand(e, -1, -1), own["w1"]).relu()
         second = torch.baddbmm(own["b2"], first, own["w2"]).relu()
         rewards = torch.baddbmm(own["b3"], second, own["w3"]).view(e, *x.shape[:-1])
         nll = torch.nn.functional.softplus(rewards[:, :, 1] - rewards[:, :, 0]).mean(dim=1).sum()

@@ -14,7 +14,7 @@ from llm_duel_env.agents import selection
 from llm_duel_env.agents.base import Agent, AgentConfig, Provenance
 from llm_duel_env.agents.losses import direct_optimizer
 from llm_duel_env.agents.reward_models.ensemble import EnsembleConfig, EnsembleRewardModel
-from llm_duel_env.agents.reward_models.use import belief, beliefs_of, best_of, prompt_draws, winners_first
+from llm_duel_env.agents.reward_models.use import belief, beliefs_of, best_of, prompt_draws, rewards_of, winners_first
 from llm_duel_env.tasks.base import TaskView
 from llm_duel_env.types import Duels, Metrics, Observation, Preferences
 
@@ -95,8 +95,8 @@ class SEA(Agent):
         candidates = self.policy.sample(observation, self.config.candidates, ("act", self.round))
         features = self.policy.embed(candidates)  # (M, N, D)
         with self.clock("select"):
-            rewards = self.reward_model(features).cpu()  # (E, M, N)
             identity = torch.from_numpy(selection.identities(candidates.responses))
+            rewards = rewards_of(self.reward_model, features, identity)  # (E, M, N)
             first, second = self.choose(rewards, identity, observation)
             query = ~self.trusts_itself(observation)
             asked = torch.from_numpy(query)

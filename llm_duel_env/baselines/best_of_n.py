@@ -16,7 +16,7 @@ import torch
 from llm_duel_env.agents import selection
 from llm_duel_env.agents.base import Agent, AgentConfig
 from llm_duel_env.agents.reward_models.ensemble import EnsembleConfig, EnsembleRewardModel
-from llm_duel_env.agents.reward_models.use import belief, beliefs_of, best_of, prompt_draws, winners_first
+from llm_duel_env.agents.reward_models.use import belief, beliefs_of, best_of, prompt_draws, rewards_of, winners_first
 from llm_duel_env.tasks.base import TaskView
 from llm_duel_env.types import Duels, Metrics, Observation, Preferences
 
@@ -54,8 +54,8 @@ class BestOfN(Agent):
         candidates = self.policy.sample(observation, self.config.candidates, ("act", self.round), reference=True)
         features = self.policy.embed(candidates)  # (M, N, D)
         with self.clock("select"):
-            rewards = self.reward_model(features).cpu()  # (E, M, N)
             identity = torch.from_numpy(selection.identities(candidates.responses))
+            rewards = rewards_of(self.reward_model, features, identity)  # (E, M, N)
             draws = prompt_draws(self.seed, f"best_of_n/{self.round}", observation, len(rewards) + 2)
             first = selection.thompson(rewards, (draws[:, 0] * len(rewards)).long())
             same, orders = selection.same_as(identity, first), draws[:, 2:].argsort(dim=1)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from llm_duel_env.agents.reward_models.ensemble import EnsembleConfig, EnsembleRewardModel
@@ -51,18 +50,20 @@ class ReleasedEnsemble(EnsembleRewardModel):
         """Rewards of all members, (..., D) or (..., D + 1) -> (E, ...): the mask is not looked at."""
         return super().forward(features[..., : self.feature_size])
 
-    def objective(self, pairs: Tensor, labelled: int) -> Tensor:
-        """Terms (E,) that sum to mean NLL * mean mask + lambda (batch / n) * mean square distance from the start.
+    def nll(self, pairs: Tensor) -> Tensor:
+        """Terms (E,) that sum to mean NLL * mean mask.
 
-        Both means of the first term are over the whole batch, since the release broadcasts (E, B, 1) against (1, B):
-        masked pairs train the members as all others do, and only the scale falls. The second mean is over all
-        parameters of all members. n counts all stored duels: whether the release leaves model data out of it could
-        not be made out.
+        Both means are over the whole batch, since the release broadcasts (E, B, 1) against (1, B): masked pairs train the
+        members as all others do, and only the scale falls.
         """
-        rewards = self.forward(pairs)
-        nll = F.softplus(rewards[:, :, 1] - rewards[:, :, 0]).mean(dim=1)
-        scale = self.config.anchor * self.config.batch / labelled / sum(w.numel() for w in self.weights.values())
-        return nll / self.config.members * pairs[:, 0, -1].mean() + scale * self.squared_distance()
+        return super().nll(pairs) / self.config.members * pairs[:, 0, -1].mean()
+
+    def pull(self, labelled: int) -> float:
+        """lambda (batch / n) of the mean, over all parameters of all members, of the squared distance from the start.
+
+        n counts all stored duels: whether the release leaves model data out of it could not be made out.
+        """
+        return self.config.anchor * self.config.batch / labelled / sum(w.numel() for w in self.weights.values())
 
 
 class SEAAsReleased(SEA):

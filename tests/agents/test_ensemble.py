@@ -33,13 +33,12 @@ def members_of(ensemble):
     h, w = ensemble.config.hidden, ensemble.weights
     networks = []
     for e in range(ensemble.config.members):
-        columns = slice(e * h, (e + 1) * h)
         network = nn.Sequential(
-            nn.Linear(w["w1"].shape[0], h), nn.ReLU(), nn.Linear(h, h), nn.ReLU(), nn.Linear(h, 1)
+            nn.Linear(w["w1"].shape[1], h), nn.ReLU(), nn.Linear(h, h), nn.ReLU(), nn.Linear(h, 1)
         ).double()
         with torch.no_grad():
-            network[0].weight.copy_(w["w1"][:, columns].T)
-            network[0].bias.copy_(w["b1"][columns])
+            network[0].weight.copy_(w["w1"][e].T)
+            network[0].bias.copy_(w["b1"][e, 0])
             network[2].weight.copy_(w["w2"][e].T)
             network[2].bias.copy_(w["b2"][e, 0])
             network[4].weight.copy_(w["w3"][e].T)
@@ -72,7 +71,6 @@ def test_objective_and_its_gradient_equal_those_of_separate_networks():
     networks = members_of(ensemble)
     objective = ensemble.objective(pairs, n)
     objective.sum().backward()
-    h = SMALL.hidden
     for e, (network, start) in enumerate(zip(networks, starts)):
         winner, loser = network(pairs[:, 0])[:, 0], network(pairs[:, 1])[:, 0]
         nll = torch.log1p(torch.exp(loser - winner)).mean()
@@ -81,8 +79,7 @@ def test_objective_and_its_gradient_equal_those_of_separate_networks():
         assert objective[e].item() == pytest.approx(expected.item(), rel=1e-12)
         expected.backward()
         g = {name: value.grad for name, value in ensemble.weights.items()}
-        columns = slice(e * h, (e + 1) * h)
-        ours = [g["w1"][:, columns].T, g["b1"][columns], g["w2"][e].T, g["b2"][e, 0], g["w3"][e].T, g["b3"][e, 0]]
+        ours = [g["w1"][e].T, g["b1"][e, 0], g["w2"][e].T, g["b2"][e, 0], g["w3"][e].T, g["b3"][e, 0]]
         for parameter, gradient in zip(network.parameters(), ours):
             torch.testing.assert_close(gradient, parameter.grad, rtol=1e-10, atol=1e-14)
 
@@ -112,8 +109,8 @@ def test_a_round_s_steps_move_each_member_as_adam_would_move_it_alone():
 
 def test_the_pull_to_the_start_falls_with_all_labels_bought_not_with_those_still_stored():
     ensemble, told = model(replace(SMALL, capacity=16)), []
-    objective = ensemble.objective
-    ensemble.objective = lambda pairs, labelled: told.append(labelled) or objective(pairs, labelled)
+    pull = ensemble.pull
+    ensemble.pull = lambda labelled: told.append(labelled) or pull(labelled)
     for r in range(3):
         ensemble.update(duels(16, r), (r,))
     assert told == [16] * SMALL.steps + [32] * SMALL.steps + [48] * SMALL.steps
@@ -179,7 +176,7 @@ def test_it_learns_a_linear_utility_and_reports_accuracy_before_training():
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change():
     ensemble = model(replace(SMALL, start=1))
     before = {name: value.detach().clone() for name, value in ensemble.weights.items()}
-    features = torch.zeros(4, 2, ensemble.weights["w1"].shape[0])
+    features = torch.zeros(4, 2, ensemble.weights["w1"].shape[1])
     features[0, 0, 0] = torch.nan
     with pytest.raises(FloatingPointError, match=r"reward model's loss is nan.*Lower reward_model\.learning_rate"):
         ensemble.update(features, ("round", 0))
@@ -212,7 +209,7 @@ def test_save_and_load_go_on_bit_for_bit(tmp_path):
 
 def test_load_refuses_another_size(tmp_path):
     model().save(tmp_path)
-    with pytest.raises(ValueError, match=r"w1: expected \(7, 32\), got \(6, 32\)"):
+    with pytest.raises(ValueError, match=r"w1: expected \(4, 7, 8\), got \(4, 6, 8\)"):
         model(d=7).load(tmp_path)
 
 

@@ -61,9 +61,10 @@ class EnsembleRewardModel:
         self.config, self.seed, self.device = config, seed, torch.device(device)
         e, h = config.members, config.hidden
         draw = torch_generator(seed, "ensemble")
+        side_by_side = _truncated_normal((feature_size, e * h), feature_size, draw)  # (D, E * H)
         weights = {
-            "w1": _truncated_normal((feature_size, e * h), feature_size, draw),
-            "b1": torch.zeros(e * h),
+            "w1": side_by_side.view(-1, e, h).transpose(0, 1).contiguous(),  # (E, D, H)
+            "b1": torch.zeros(e, 1, h),
             "w2": _truncated_normal((e, h, h), h, draw),
             "b2": torch.zeros(e, 1, h),
             "w3": _truncated_normal((e, h, 1), h, draw),
@@ -88,36 +89,37 @@ class EnsembleRewardModel:
     def forward(self, features: Tensor) -> Tensor:
         """Rewards of all members, with gradient: (..., D) -> (E, ...)."""
         w, shape = self.weights, features.shape
-        if shape[-1] != w["w1"].shape[0]:
-            raise ValueError(f"features: expected (..., {w['w1'].shape[0]}), got {tuple(shape)}")
-        e, h = self.config.members, self.config.hidden
-        # One matrix product gives every member's first layer, (B, E * H); its view as (E, B, H) costs nothing.
-        first = torch.addmm(w["b1"], features.reshape(-1, shape[-1]), w["w1"]).relu_().view(-1, e, h).transpose(0, 1)
+        if shape[-1] != w["w1"].shape[1]:
+            raise ValueError(f"features: expected (..., {w['w1'].shape[1]}), got {tuple(shape)}")
+        inputs = features.reshape(-1, shape[-1]).expand(self.config.members, -1, -1)  # (E, B, D), a view
+        first = torch.baddbmm(w["b1"], inputs, w["w1"]).relu_()
         second = torch.baddbmm(w["b2"], first, w["w2"]).relu_()
-        return torch.baddbmm(w["b3"], second, w["w3"]).view(e, *shape[:-1])
+        return torch.baddbmm(w["b3"], second, w["w3"]).view(self.config.members, *shape[:-1])
 
     def objective(self, pairs: Tensor, labelled: int) -> Tensor:
-        """Per member: mean NLL of the duels + (anchor / labelled) * squared distance from the member's start: (E,).
+        """Per member: mean NLL of the duels + pull * squared distance from the member's start: (E,).
 
         Args:
             pairs: (B, 2, D) features, winner first.
             labelled: n, the number of labelled duels there are in all.
         """
+        return self.nll(pairs) + self.pull(labelled) * self.squared_distance()
+
+    def nll(self, pairs: Tensor) -> Tensor:
+        """Mean -log sigmoid(r(winner) - r(loser)) of each member on duels (B, 2, D), winner first: (E,)."""
         rewards = self.forward(pairs)
-        nll = F.softplus(rewards[:, :, 1] - rewards[:, :, 0]).mean(dim=1)
-        return nll + self.config.anchor / labelled * self.squared_distance()
+        return F.softplus(rewards[:, :, 1] - rewards[:, :, 0]).mean(dim=1)
+
+    def pull(self, labelled: int) -> float:
+        """Strength of the pull to the start where there are `labelled` duels: anchor / n."""
+        return self.config.anchor / labelled
 
     def squared_distance(self) -> Tensor:
         """||phi - phi_0||^2 of each member: (E,)."""
-        e, h = self.config.members, self.config.hidden
-        total = torch.zeros(e, device=self.device, dtype=self.weights["w1"].dtype)
-        for name, value in self.weights.items():
-            square = (value - self.anchors[name]).square()
-            if name in ("w1", "b1"):  # members stand side by side in the columns of the first layer
-                total = total + square.view(-1, e, h).sum(dim=(0, 2))
-            else:
-                total = total + square.sum(dim=(1, 2))
-        return total
+        return _squared(self._moved())
+
+    def _moved(self) -> dict[str, Tensor]:
+        return {name: value - self.anchors[name] for name, value in self.weights.items()}
 
     def update(self, pairs: Tensor, key: tuple[int | str, ...]) -> Metrics:
         """Stores oracle-labelled duels, (B, 2, D) winner first, and takes the round's steps on the buffer.
@@ -160,18 +162,24 @@ class EnsembleRewardModel:
             ranks.check_alike("the reward model's weights", self.weights.values())
 
     def _step(self, pairs: Tensor) -> Tensor:
-        objective = self.objective(pairs.to(self.device), self.buffer.added)
+        nll, pull = self.nll(pairs.to(self.device)), self.pull(self.buffer.added)
+        with torch.no_grad():
+            moved = self._moved()
+            objective = nll + pull * _squared(moved)
         if not torch.isfinite(objective).all():
             raise FloatingPointError(
-                f"the reward model's loss is {float(objective.detach().mean())} at step {self.steps}; its weights were "
+                f"the reward model's loss is {float(objective.mean())} at step {self.steps}; its weights were "
                 f"left as they were. Lower reward_model.learning_rate (now {self.config.learning_rate}), or look for "
                 "features of the encoder that are not finite"
             )
         self.optimizer.zero_grad(set_to_none=True)
-        objective.sum().backward()  # a sum: each member follows its own objective, as if it were alone
+        nll.sum().backward()  # a sum: each member follows its own objective, as if it were alone
+        for name, value in self.weights.items():  # the pull's gradient, which is at hand: autograd takes six passes
+            assert value.grad is not None
+            value.grad.add_(moved[name], alpha=2 * pull)
         self.optimizer.step()
         self.steps += 1
-        return objective.detach().mean()
+        return objective.mean()
 
     def save(self, folder: Path) -> None:
         """Writes weights, anchors, Adam's moments, the buffer and the counters."""
@@ -204,6 +212,11 @@ class EnsembleRewardModel:
                 self.optimizer.state[value] = moments
         self.buffer.load(folder / "duels.safetensors")
         self.steps = json.loads((folder / "ensemble.json").read_text())["steps"]
+
+
+def _squared(moved: dict[str, Tensor]) -> Tensor:
+    """Squared lengths of the members' vectors, which come in parts (E, ...): (E,)."""
+    return torch.stack([part.square().sum(dim=(1, 2)) for part in moved.values()]).sum(dim=0)
 
 
 def _truncated_normal(shape: tuple[int, ...], fan_in: int, draw: torch.Generator) -> Tensor:

@@ -21,6 +21,21 @@ def prompt_draws(seed: int, name: str, observation: Observation, count: int | No
     return torch.from_numpy(uniforms(seed, name, numbers.ravel()).reshape(numbers.shape))
 
 
+def rewards_of(reward_model: EnsembleRewardModel, features: Tensor, identity: Tensor) -> Tensor:
+    """What each member gives to each response, on the CPU: (E, M, N); a response that a prompt has twice is looked at once.
+
+    Args:
+        reward_model: of E members.
+        features: (M, N, D) of the responses.
+        identity: (M, N) of `selection.identities`.
+    """
+    m, n = identity.shape
+    foremost = (identity[:, :, None] == identity[:, None]).int().argmax(dim=2)  # (M, N): the first that is the same
+    distinct = foremost == torch.arange(n)
+    number = (distinct.flatten().cumsum(0) - 1).view(m, n).gather(1, foremost)  # which of the distinct ones
+    return reward_model(features[distinct]).cpu()[:, number]
+
+
 def winners_first(features: Tensor, preferences: Preferences) -> Tensor:
     """The duels that the oracle decided, (B, 2, D) winner first: no tie, no synthetic label.
 
