@@ -49,9 +49,9 @@ coverage: setup-dev  ## the tests with coverage, which take nearly twice as long
 test-slow: setup-dev  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-test-vllm: $(VENV_VLLM)/.installed  ## the tests of the vLLM sampler, with vLLM for CPUs in an environment of its own
+test-vllm: $(VENV_VLLM)/.installed  ## the tests of the vLLM sampler, on one rank and two, with vLLM for CPUs in an environment of its own
 	PATH="$(abspath $(VENV_VLLM)/bin):$$PATH" OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/python -m pytest --timeout 1200 \
-		tests/agents/policies/test_vllm_sampler.py $(ARGS)
+		tests/agents/policies/test_vllm_sampler.py tests/benchmark/test_vllm_ranks.py $(ARGS)
 
 bench-vllm: $(VENV_VLLM)/.installed  ## tokens per second of the torch sampler and of vLLM, side by side
 	OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/python benchmark/engine_vllm.py $(ARGS)

@@ -474,5 +474,9 @@ def test_an_offloaded_reference_is_on_the_gpu_while_it_scores():
 def test_one_round_off_is_for_one_rank():
     with pytest.raises(ValueError, match="expected one rank"):
         memory.estimate(PolicyConfig(asynchronous=True), work(ranks=2))
-    with pytest.raises(ValueError, match="vllm samples on one rank, got 2 ranks"):
-        memory.estimate(PolicyConfig(sampler="vllm"), work(ranks=2))
+
+
+def test_every_rank_has_an_engine_of_vllm_on_its_gpu():
+    for ranks in (1, 2):
+        parts = memory.estimate(PolicyConfig(sampler="vllm"), work(ranks=ranks, gpu_bytes=1000))
+        assert part(parts, "vLLM").sample == 300

@@ -18,7 +18,6 @@ from llm_duel_env.agents.policies.language_model import FEATURE_PROMPTS, FEATURE
 from llm_duel_env.agents.policies.learners.deepspeed_config import filled, read_config
 from llm_duel_env.agents.policies.memory_parts import FLOAT, HALF, Part, Weights, Work, always, from_first_step
 from llm_duel_env.agents.policies.samplers import torch_sampler
-from llm_duel_env.agents.policies.samplers.base import check_ranks
 
 CONTEXT = 1 << 30
 """Bytes of the CUDA context, kernels and communication buffers: assumed."""
@@ -48,7 +47,6 @@ def estimate(config: PolicyConfig, work: Work) -> list[Part]:
     """
     if config.asynchronous and (work.ranks > 1 or config.lora_rank):
         raise ValueError("policy.asynchronous: expected one rank and no adapter")
-    check_ranks(config.sampler, work.ranks)
     weights = Weights.of(traced.on_meta(work.policy, config), work.bf16)
     parts = [*_models(config, work, weights), *_training(config, work, weights)]
     parts += [*_sampling(config, work), *_scoring(work), *_learning(config, work, weights), *_oracle(work)]

@@ -18,7 +18,7 @@ from llm_duel_env.agents.policies import checkpointing, lora
 from llm_duel_env.agents.policies.base import PolicyConfig
 from llm_duel_env.agents.policies.encoder import load_model
 from llm_duel_env.agents.policies.learners.base import make_learner
-from llm_duel_env.agents.policies.samplers.base import check_ranks, weights
+from llm_duel_env.agents.policies.samplers.base import weights
 
 
 class Models:
@@ -40,7 +40,6 @@ class Models:
     """
 
     def __init__(self, start: str, config: PolicyConfig, *, device: torch.device, seed: int, bf16: bool) -> None:
-        check_ranks(config.sampler, ranks.world())
         self.start, self.config, self.device = start, config, device
         self.lora = config.lora_rank > 0
         from_adapter = is_adapter(start)

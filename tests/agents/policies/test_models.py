@@ -29,12 +29,6 @@ def make(folder, **changes):
     return LanguageModelPolicy(fixtures.make_view(folder), replace(CONFIG, **changes), seed=0, device="cpu")
 
 
-def test_vllm_is_refused_on_several_ranks_before_anything_is_loaded(monkeypatch):
-    monkeypatch.setattr("llm_duel_env.ranks.world", lambda: 2)
-    with pytest.raises(ValueError, match=r"policy\.sampler: vllm samples on one rank, got 2 ranks; take torch"):
-        make("/no/such/model", sampler="vllm")
-
-
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "gemma2"])
 def test_gradient_checkpointing_teaches_the_same(model_folder, family, monkeypatch):
     policies = [make(model_folder(family), gradient_checkpointing=on) for on in (False, True)]

@@ -30,12 +30,14 @@ class SamplingParams:
 class Engine:
     """Notes what is called; every response is two tokens."""
 
+    local_rank = 0
+
     def __init__(self, **settings):
         self.settings, self.log, self.asked = settings, [], []
         self.pushed = {}
         self.llm_engine = SimpleNamespace(engine_core=SimpleNamespace(shutdown=lambda: self.log.append("shutdown")))
         runner = SimpleNamespace(reload_weights=self.reload_weights, get_model=lambda: nn.Identity())
-        self.worker = SimpleNamespace(model_runner=runner)
+        self.worker = SimpleNamespace(model_runner=runner, local_rank=self.local_rank)
 
     def reload_weights(self, weights_iterator):
         self.log.append("push")
@@ -195,6 +197,46 @@ def test_a_release_that_cannot_sleep_is_refused_where_it_would_have_to(fake, mon
         return
     with pytest.raises(RuntimeError, match=r" lacks LLM.sleep, LLM.wake_up\n"):
         draw(make(device=device))
+
+
+@pytest.fixture
+def rank_1_of_2(fake, monkeypatch):
+    """As if this were a rank of two; the groups that vLLM made, with their sizes."""
+    sizes = {"tp": 1, "pp": 1, "dp": 1}
+    made = {f"get_{name}_group": lambda name=name: SimpleNamespace(world_size=sizes[name]) for name in sizes}
+    monkeypatch.setitem(sys.modules, "vllm.distributed.parallel_state", SimpleNamespace(**made))
+    monkeypatch.setattr("llm_duel_env.ranks.world", lambda: 2)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    return sizes
+
+
+def test_a_rank_has_an_engine_of_its_own_on_its_gpu(fake, rank_1_of_2, monkeypatch):
+    monkeypatch.setattr(Engine, "local_rank", 1)
+    draw(make())
+    assert fake.engines[0].settings["distributed_executor_backend"] == "external_launcher"
+
+
+def test_one_rank_needs_no_launcher(fake):
+    draw(make())
+    assert "distributed_executor_backend" not in fake.engines[0].settings
+
+
+@pytest.mark.parametrize("wrong", ["group", "place"])
+def test_an_engine_that_takes_the_ranks_for_its_own_or_another_gpu_is_refused(fake, rank_1_of_2, monkeypatch, wrong):
+    if wrong == "group":
+        monkeypatch.setattr(Engine, "local_rank", 1)
+        rank_1_of_2["tp"] = 2
+    with pytest.raises(RuntimeError, match=r" lacks an engine of its own for each rank .*external_launcher"):
+        draw(make())
+    assert fake.engines[0].log == ["shutdown"]
+
+
+def test_ranks_that_no_launcher_numbered_are_refused(fake, rank_1_of_2, monkeypatch):
+    monkeypatch.delenv("LOCAL_RANK")
+    with pytest.raises(RuntimeError, match="expected LOCAL_RANK from the ranks' launcher, got none"):
+        draw(make())
+    assert not fake.engines
 
 
 def test_a_model_that_cannot_be_loaded_names_the_versions_and_the_way_out(fake, monkeypatch):

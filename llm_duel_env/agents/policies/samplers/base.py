@@ -49,13 +49,6 @@ class Sampler(Protocol):
         """
 
 
-def check_ranks(sampler: str, count: int) -> None:
-    """ValueError where a sampler cannot serve a run on `count` ranks."""
-    if sampler == "vllm" and count > 1:
-        # Never tried: the engine of each rank finds the ranks' process group there, and takes it for its own.
-        raise ValueError(f"policy.sampler: vllm samples on one rank, got {count} ranks; take torch")
-
-
 def numbered(prompt_ids: np.ndarray) -> np.ndarray:
     """(M, 2) int64: each prompt's id, and how often it came earlier in the batch, so that a second visit has draws of
     its own."""

@@ -14,6 +14,8 @@ import torch
 from torch import distributed
 from transformers import PreTrainedModel
 
+from llm_duel_env import ranks
+
 _open_engines = 0
 
 
@@ -70,7 +72,9 @@ def open_engine(owner: object, build: Callable[[], Any]) -> tuple[Any, Callable[
 def _shut_down(engine: Any) -> None:
     global _open_engines
     _open_engines -= 1
-    with _groups_kept(others=_open_engines > 0):
+    # Ranks make groups together. Their engines need not be collected at the same moment: one that had taken its groups
+    # along would make new ones with the next engine, and wait for the others, which still have theirs.
+    with _groups_kept(others=_open_engines > 0 or ranks.world() > 1):
         engine.llm_engine.engine_core.shutdown()
 
 
@@ -79,7 +83,7 @@ def _groups_kept(others: bool) -> Iterator[None]:
     """Within the block vLLM's cleanup leaves alone what is not one engine's.
 
     It destroys torch's default process group, which is the process's: ranks and DeepSpeed may be in it, whoever made
-    it. And it destroys vLLM's own groups, which all engines of a process share: not while there are `others`.
+    it. And it destroys vLLM's own groups, which all engines of a process share: not while there are `others` in need of them.
     """
     destroy: Any = distributed.destroy_process_group
     core: Any = sys.modules.get("vllm.v1.engine.core")

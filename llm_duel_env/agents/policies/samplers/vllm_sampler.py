@@ -8,7 +8,9 @@ policy's own, because an engine that silently keeps old weights would make every
 from __future__ import annotations
 
 import contextlib
+import importlib
 import inspect
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -19,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llm_duel_env import ranks
 from llm_duel_env.agents.policies.samplers.base import Sampled, keyed_seeds
 from llm_duel_env.agents.policies.samplers.vllm_process import left_alone, open_engine, prepare_environment
 from llm_duel_env.extras import require
@@ -168,6 +171,12 @@ class VLLMSampler:
                 "enable_chunked_prefill": False,
             }
         )
+        if ranks.world() > 1:
+            if missing := [name for name in ("RANK", "LOCAL_RANK") if name not in os.environ]:
+                # The engine would not know its GPU.
+                raise RuntimeError(f"policy.sampler=vllm: expected {' and '.join(missing)} from the ranks' launcher, got none")
+            # An engine for each rank, on its GPU. Without a word it would be on the first one.
+            own["distributed_executor_backend"] = "external_launcher"
         length = self.max_prompt_tokens + self.limit
         build = partial(
             self.vllm.LLM,
@@ -241,6 +250,14 @@ def _takes_iterator(worker: Any) -> bool:
     return reload_weights is not None and "weights_iterator" in inspect.signature(reload_weights).parameters
 
 
+def _is_alone(worker: Any) -> bool:
+    """Whether the engine is this rank's, and waits for no other rank while it generates."""
+    state = importlib.import_module("vllm.distributed.parallel_state")
+    groups = [getattr(state, f"get_{name}_group", None) for name in ("tp", "pp", "dp")]
+    alone = all(group is not None and group().world_size == 1 for group in groups)
+    return alone and getattr(worker, "local_rank", None) == int(os.environ["LOCAL_RANK"])
+
+
 def _lacking(vllm: Any, engine: Any, on_gpu: bool) -> list[str]:
     """What this release does not have of what is used here, by name."""
     called = ["collective_rpc", "reset_prefix_cache", *(["sleep", "wake_up"] if on_gpu else [])]
@@ -248,8 +265,11 @@ def _lacking(vllm: Any, engine: Any, on_gpu: bool) -> list[str]:
     known = inspect.signature(vllm.SamplingParams).parameters
     needed = ("n", "seed", "ignore_eos", "stop_token_ids", "detokenize", "logprobs", "flat_logprobs")
     lacking += [f"SamplingParams.{name}" for name in needed if name not in known]
-    if "LLM.collective_rpc" not in lacking and not all(engine.collective_rpc(_takes_iterator)):
-        lacking.append("reload_weights(weights_iterator=...)")
+    if "LLM.collective_rpc" not in lacking:
+        if not all(engine.collective_rpc(_takes_iterator)):
+            lacking.append("reload_weights(weights_iterator=...)")
+        if ranks.world() > 1 and not all(engine.collective_rpc(_is_alone)):
+            lacking.append("an engine of its own for each rank (distributed_executor_backend='external_launcher')")
     return lacking
 
 
