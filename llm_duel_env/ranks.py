@@ -111,7 +111,7 @@ _works: list[Work] = []
 
 
 def together(work: Work) -> Work:
-    """`work`, which makes a number of each of R rows of plain data, with the rows shared by all ranks.
+    """`work`, which makes of R rows of plain data an array (R, ...), with the rows shared by all ranks.
 
     The result is called on rank 0 while the others `follow`, or on all ranks alike. To be made on all ranks, in the
     same order.

@@ -65,6 +65,25 @@ def together():
         print("all well", flush=True)
 
 
+def scores():
+    """A reward model's scores of three prompts' one, two and three responses: a prompt's texts come to one rank."""
+    from llm_duel_env.oracles.reward_model import RewardModelOracle
+    from llm_duel_env.tasks.tiny_tldr import ASSETS
+
+    names = ("vera", "pia", "nora")
+    prompts = [f"so i got family trouble : {name} scolded me wednesday ." for name in names]
+    texts = [(prompt, f"{name} scolded me") for k, prompt in enumerate(prompts) for name in names[: k + 1]]
+    oracle = RewardModelOracle(ASSETS / "reward_model", device="cpu")
+    assert oracle.packs
+    got = oracle.score(texts)
+    assert oracle.rows_scored == (4 if ranks.rank() == 0 else 2)  # a and c, b
+    oracle._forward = oracle._forward_here  # this rank alone
+    np.testing.assert_allclose(got, oracle.score(texts), rtol=1e-5, atol=1e-5)
+    assert len(set(got.round(4))) == 6
+    if ranks.rank() == 0:
+        print("all well", flush=True)
+
+
 def fails():
     """Rank 1 breaks while rank 0 waits for it."""
     if ranks.rank() == 1:
@@ -99,7 +118,7 @@ def host_stops_and_the_other_fails():
     raise ValueError("the egg broke")
 
 
-WORKS = [together, fails, stops, host_stops, host_stops_and_the_other_fails]
+WORKS = [together, scores, fails, stops, host_stops, host_stops_and_the_other_fails]
 
 if __name__ == "__main__":
     watch.BEAT = float(os.environ.get("TEST_BEAT", watch.BEAT))

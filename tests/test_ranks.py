@@ -43,6 +43,14 @@ def test_three_ranks_tell_each_other_everything(monkeypatch, capfd):
     assert "all well" in captured.out
 
 
+@pytest.mark.slow
+def test_two_ranks_score_what_one_scores(monkeypatch, capfd):
+    status, _ = play("scores", 2, monkeypatch)
+    captured = capfd.readouterr()
+    assert status == 0, captured.err
+    assert "all well" in captured.out
+
+
 def test_a_rank_that_fails_brings_the_others_down_with_its_reason(monkeypatch, capfd):
     status, seconds = play("fails", 2, monkeypatch)
     told = capfd.readouterr().err

@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from llm_duel_env import ranks
+from llm_duel_env import packing, ranks
 from llm_duel_env.adapters import is_adapter, load_merged
+from llm_duel_env.oracles import packed_scores
 from llm_duel_env.oracles.base import OracleError
+from llm_duel_env.oracles.packed_scores import Piece
 from llm_duel_env.oracles.scored import ScoringOracle, Text, check_template, fill, short
 from llm_duel_env.pretrained import loading
 from llm_duel_env.quiet import no_progress_bars
@@ -25,6 +27,7 @@ class RewardModelOracle(ScoringOracle):
 
     A distinct (prompt, response) is scored once, for as long as the bounded cache remembers it. Scores do not depend on
     what else is in a batch, beyond floating-point rounding, and equal those of the model called on one text at a time.
+    A causal model runs what texts of a prompt begin with alike once (`packed_scores`), where it is found to score so.
     With several devices each has a copy of the model and takes the next batch whenever it is free. With several ranks
     each has one, and scores its share.
     """
@@ -71,6 +74,9 @@ class RewardModelOracle(ScoringOracle):
         with loading(model, "reward model"):
             self.tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
             self.models = [_load(model, choose_dtype(dtype, place)).to(place) for place in devices]
+        rough = self.model.dtype != torch.float32
+        self.packs = packed_scores.works(self.model, tolerance=0.1 if rough else 1e-3)
+        """Whether texts of one prompt are scored in one row: `packed_scores.works`."""
         self._forward = ranks.together(self._forward_here)
         self.batch_tokens = batch_tokens
         self.max_length = max_length or token_limit(self.tokenizer, self.model.config.get_text_config())
@@ -83,7 +89,15 @@ class RewardModelOracle(ScoringOracle):
 
     def score(self, texts: Sequence[Text]) -> np.ndarray:
         """The model's score of each text: float64 (R,)."""
-        return self._forward([self.encode(*text) for text in texts])
+        groups: dict[str | int, list[int]] = {}
+        for number, (prompt, _) in enumerate(texts):
+            groups.setdefault(prompt if self.packs else number, []).append(number)
+        # Ranks share groups, so the texts of a prompt come to one of them.
+        made = self._forward([[self.encode(*texts[number]) for number in group] for group in groups.values()])
+        scores = np.empty(len(texts))
+        for group, row in zip(groups.values(), made):
+            scores[group] = row[: len(group)]
+        return scores
 
     def encode(self, prompt: str, response: str) -> list[int]:
         """The token ids that the model scores for a response."""
@@ -101,12 +115,10 @@ class RewardModelOracle(ScoringOracle):
             raise OracleError(f"no tokens in prompt {short(prompt)}, response {short(response)}")
         return ids[-self.max_length :]
 
-    def _forward_here(self, rows: Sequence[list[int]]) -> np.ndarray:
-        """The score of each row of token ids: float64 (R,)."""
-        scores = np.empty(len(rows))
-        # No device is left without work because one batch holds it all.
-        share = -(-sum(map(len, rows)) // len(self.models))
-        budget = min(self.batch_tokens, share) if len(self.models) > 1 else self.batch_tokens
+    def _forward_here(self, groups: Sequence[list[list[int]]]) -> np.ndarray:
+        """The score of each row of token ids of G groups: float64 (G, N), 0 behind a group's end."""
+        pieces = self._cut(groups)
+        made: list[Any] = [None] * len(pieces)
         free: SimpleQueue[Any] = SimpleQueue()
         for model in self.models:
             free.put(model)
@@ -114,18 +126,56 @@ class RewardModelOracle(ScoringOracle):
         def carry_out(batch: list[int]) -> None:
             model = free.get()
             try:
-                scores[batch] = self._call(model, *self._pad([rows[i] for i in batch]))
+                for number, scores in zip(batch, self._score(model, [pieces[number] for number in batch])):
+                    made[number] = scores
             finally:
                 free.put(model)
 
-        batches = batches_of([len(row) for row in rows], budget)
+        # Apart, since what is alone may be longer than a row that packing is right for.
+        alone = [number for number, piece in enumerate(pieces) if len(piece.rows) == 1]
+        several = [number for number, piece in enumerate(pieces) if len(piece.rows) > 1]
+        budget = self._budget(sum(piece.width for piece in pieces))
+        batches = [
+            [kind[place] for place in batch]
+            for kind in (several, alone)
+            for batch in batches_of([pieces[number].width for number in kind], budget)
+        ]
         if len(self.models) == 1:
             for batch in batches:
                 carry_out(batch)
         else:
             with ThreadPoolExecutor(len(self.models)) as pool:
                 list(pool.map(carry_out, batches))  # the list raises what a batch raised
-        self.rows_scored += len(rows)
+        scores = np.zeros((len(groups), max(map(len, groups), default=0)))
+        one_by_one = (score for part in made for score in part)
+        for group, row in zip(groups, scores):
+            row[: len(group)] = [next(one_by_one) for _ in group]
+        self.rows_scored += sum(map(len, groups))
+        return scores
+
+    def _budget(self, tokens: int) -> int:
+        """The most tokens of a forward pass, where there are so many in all."""
+        # No device is left without work because one batch holds it all.
+        return min(self.batch_tokens, -(-tokens // len(self.models))) if len(self.models) > 1 else self.batch_tokens
+
+    def _cut(self, groups: Sequence[list[list[int]]]) -> list[Piece]:
+        """The rows of all groups in order, in pieces of one where the model does not pack."""
+        config = self.model.config.get_text_config()
+        widest = 0
+        if self.packs:
+            widest = min(packing.widest(self.model), self._budget(sum(len(row) for group in groups for row in group)))
+        sizes = config.pad_token_id, getattr(config, "hidden_size", 0), widest
+        return [piece for group in groups for piece in packed_scores.cut(group, *sizes)]
+
+    def _score(self, model: Any, pieces: Sequence[Piece]) -> list[np.ndarray]:
+        """The scores of each piece's rows, float64 (N,), in one call: of pieces of one row, or of several."""
+        if len(pieces[0].rows) == 1:
+            return list(self._call(model, *self._pad([piece.rows[0] for piece in pieces]))[:, None])
+        scores = packed_scores.scores(model, pieces)
+        for number, piece in enumerate(pieces):
+            # A value that is not finite spreads in a row through the mask. Alone, it stays with the text that it is of.
+            if not np.isfinite(scores[number]).all():
+                scores[number] = np.concatenate([self._call(model, *self._pad([row])) for row in piece.rows])
         return scores
 
     def _pad(self, rows: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tensor, int]:

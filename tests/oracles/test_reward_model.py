@@ -99,6 +99,7 @@ def test_order_batch_size_and_padding_side_do_not_matter(build):
 
 def test_batches_stay_within_the_tokens_allowed(build, monkeypatch):
     oracle = RewardModelOracle(build(), batch_tokens=20)
+    oracle.packs = False  # test_packed_scores.py has the other way
     shapes = []
     real = oracle._call
     monkeypatch.setattr(
@@ -240,15 +241,15 @@ def test_copies_share_the_work_and_score_alike(build, monkeypatch):
     folder = build()
     one, two = RewardModelOracle(folder, device="cpu"), RewardModelOracle(folder, device="cpu,cpu")
     assert len(two.models) == 2
-    used, both, real = [], threading.Barrier(2, timeout=30), two._call
+    used, both, real = [], threading.Barrier(2, timeout=30), two._score
 
-    def call(model, *batch):
+    def score(model, pieces):
         if not used:
             both.wait()  # passes only where both copies are at work at once
         used.append(two.models.index(model))
-        return real(model, *batch)
+        return real(model, pieces)
 
-    monkeypatch.setattr(two, "_call", call)
+    monkeypatch.setattr(two, "_score", score)
     assert two.utility(PROMPTS, RESPONSES) == pytest.approx(one.utility(PROMPTS, RESPONSES), abs=1e-5)
     assert set(used) == {0, 1}
     assert two.rows_scored == 6

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llm_duel_env.agents.policies import output_layer, packed_rows
-from llm_duel_env.agents.policies.packed_rows import PackedRows
 from llm_duel_env.agents.policies.shared_prefix import Prefix, PrefixRows, attending, pad_left, prefill
+from llm_duel_env.packing import PackedRows, pack
 
 LOGITS = 1 << 26
 """Logits of a chunk are at most this many numbers (256 MB in float32)."""
@@ -108,8 +108,8 @@ def _packed(
     group = len(prompts) if torch.is_grad_enabled() else max(TOKENS // longest, 1)
     for start in range(0, len(prompts), group):
         part = slice(start, start + group)
-        rows = packed_rows.pack(prompts[part], tokens[part], lengths[part])
-        states, y = rows.states(model), tokens[part][rows.inside]
+        rows = pack(prompts[part], tokens[part], lengths[part])
+        states, y = packed_rows.states(model, **rows.inputs), tokens[part][rows.inside]
         foretold = states[rows.row, rows.before]
         if sparing:
             picked = output_layer.answer(model, foretold, y)

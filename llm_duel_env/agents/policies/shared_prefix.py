@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from llm_duel_env.packing import UNFIT
+
 NAME = "llm_duel_shared_prefix"
-UNFIT = (RuntimeError, TypeError, AttributeError, KeyError, IndexError, ValueError, NotImplementedError)
-"""What a model raises that is not run the way one tries: its family's own code, so almost anything."""
 
 
 def pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

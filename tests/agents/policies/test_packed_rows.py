@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from llm_duel_env.agents.policies import packed_rows, scoring
-from llm_duel_env.agents.policies.packed_rows import fits, pack
+from llm_duel_env.agents.policies.packed_rows import fits
 from llm_duel_env.agents.policies.scoring import features, log_probs
 
 _spec = importlib.util.spec_from_file_location("policy_fixtures", Path(__file__).with_name("conftest.py"))
@@ -38,31 +38,6 @@ def naive(model, tokens, lengths):
             table = torch.log_softmax(logits[0, len(prompt) - 1 : -1], -1)
             values[m, k, : len(answer)] = table[torch.arange(len(answer)), answer]
     return values
-
-
-@pytest.mark.parametrize("n", [1, 2, 3])
-def test_a_row_is_written_as_one_would_by_hand(n):
-    tokens, lengths = batch(n=n)
-    rows = pack(PROMPTS, tokens, lengths)
-    told = iter(zip(rows.row.tolist(), rows.place.tolist(), rows.before.tolist()))
-    for m, prompt in enumerate(PROMPTS):
-        ids, positions, owner = list(prompt), list(range(len(prompt))), [0] * len(prompt)
-        for k in range(n):
-            answer = tokens[m, k, : lengths[m, k]].tolist()
-            places = list(range(len(ids), len(ids) + len(answer)))
-            before = [len(prompt) - 1, *places[:-1]]
-            assert [next(told) for _ in answer] == [(m, *both) for both in zip(places, before)]
-            ids += answer
-            positions += range(len(prompt), len(prompt) + len(answer))
-            owner += [k + 1] * len(answer)
-        size = len(ids)
-        assert rows.ids[m].tolist() == ids + [0] * (rows.ids.shape[1] - size)
-        assert rows.positions[m, :size].tolist() == positions
-        for q in range(size):
-            seen = [j <= q and owner[j] in (0, owner[q]) for j in range(size)]
-            assert rows.seen[m, 0, q, :size].tolist() == seen
-    assert next(told, None) is None
-    assert rows.seen.any(-1).all()  # a token that sees nothing would make its row NaN
 
 
 def wide(family: str):
