@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from llm_duel_env.agents.reward_models.ensemble import EnsembleConfig, EnsembleRewardModel
@@ -205,6 +206,23 @@ def test_save_and_load_go_on_bit_for_bit(tmp_path):
     for name in ensemble.weights:
         assert torch.equal(ensemble.weights[name], other.weights[name])
         assert torch.equal(ensemble.anchors[name], other.anchors[name])
+
+
+def test_a_first_layer_with_its_members_side_by_side_is_read_as_well(tmp_path):
+    ensemble = model()
+    ensemble.update(duels(30), (0,))
+    ensemble.save(tmp_path)
+    tensors = load_file(tmp_path / "ensemble.safetensors")
+    for name in tensors:
+        if name.endswith(("w1", "b1")) and "step" not in name:
+            beside = torch.cat(list(tensors[name]), dim=1)  # (D, E * H), (1, E * H)
+            tensors[name] = beside[0].contiguous() if name.endswith("b1") else beside
+    save_file(tensors, tmp_path / "ensemble.safetensors")
+    other = model(seed=9)
+    other.seed = 0
+    other.load(tmp_path)
+    assert ensemble.update(duels(10, 1), (1,)) == other.update(duels(10, 1), (1,))
+    assert all(torch.equal(value, other.weights[name]) for name, value in ensemble.weights.items())
 
 
 def test_load_refuses_another_size(tmp_path):

@@ -23,7 +23,8 @@ from llm_duel_env.types import Metrics
 
 CHECK_EVERY = 50
 """Rounds after which ranks compare what they hold."""
-ADAM = ("step", "exp_avg", "exp_avg_sq")
+MOMENTS = ("exp_avg", "exp_avg_sq")
+ADAM = ("step", *MOMENTS)
 
 
 @dataclass(frozen=True)
@@ -202,6 +203,9 @@ class EnsembleRewardModel:
         """
         tensors = load_file(folder / "ensemble.safetensors", device=str(self.device))
         for name, value in self.weights.items():
+            for kept in (name, f"anchor.{name}", *(f"adam.{moment}.{name}" for moment in MOMENTS)):
+                if kept in tensors:
+                    tensors[kept] = self._by_member(tensors[kept])
             if tensors[name].shape != value.shape:
                 raise ValueError(f"{name}: expected {tuple(value.shape)}, got {tuple(tensors[name].shape)}")
             value.data.copy_(tensors[name])
@@ -212,6 +216,13 @@ class EnsembleRewardModel:
                 self.optimizer.state[value] = moments
         self.buffer.load(folder / "duels.safetensors")
         self.steps = json.loads((folder / "ensemble.json").read_text())["steps"]
+
+
+    def _by_member(self, kept: Tensor) -> Tensor:
+        """A tensor (E, ...) as it is; members side by side, (D, E * H) or (E * H,), as versions before 2026-12 kept the
+        first layer, one behind the other."""
+        e, h = self.config.members, self.config.hidden
+        return kept if kept.ndim == 3 else kept.reshape(-1, e, h).transpose(0, 1).contiguous()
 
 
 def _squared(moved: dict[str, Tensor]) -> Tensor:
