@@ -7,6 +7,7 @@ by prompts (`share`, `gather`), and what one rank alone does is told to the othe
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import io
 import json
@@ -59,6 +60,14 @@ def join(device: str) -> None:
     else:
         store = distributed.HashStore()
         distributed.init_process_group(backend, timeout=timeout, store=store, rank=0, world_size=1)
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    """Ends the process group, and with it gloo's threads, before Python is gone: one of them that still holds a tensor
+    of the last operation would abort the process where it lets go of it later."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def share(count: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """One rank of tests/test_ranks.py: started by the launcher with the name of what it is to do."""
 
+import atexit
 import os
 import signal
 import sys
@@ -100,6 +101,18 @@ def stops():
     ranks.any_of(False)
 
 
+def ends_at_once():
+    """The process ends while gloo's threads are about to let go of the last operations' tensors: Python's lock, which
+    they need for that, is not handed over while this thread works."""
+
+    def operations():
+        sys.setswitchinterval(1e3)
+        for tensor in [torch.ones(300) for _ in range(50)]:
+            torch.distributed.all_reduce(tensor)
+
+    atexit.register(operations)  # after everything else
+
+
 def host_stops():
     """Rank 0, which keeps the ranks' meeting place, is stopped while rank 1 waits for it."""
     ranks.meet()
@@ -118,7 +131,7 @@ def host_stops_and_the_other_fails():
     raise ValueError("the egg broke")
 
 
-WORKS = [together, scores, fails, stops, host_stops, host_stops_and_the_other_fails]
+WORKS = [together, scores, fails, stops, ends_at_once, host_stops, host_stops_and_the_other_fails]
 
 if __name__ == "__main__":
     watch.BEAT = float(os.environ.get("TEST_BEAT", watch.BEAT))

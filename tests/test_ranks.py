@@ -59,6 +59,11 @@ def test_a_rank_that_fails_brings_the_others_down_with_its_reason(monkeypatch, c
     assert seconds < 60  # most of it is importing torch; the ranks would wait for half an hour
 
 
+def test_a_rank_ends_in_good_order_right_after_an_operation(monkeypatch, capfd):
+    status, _ = play("ends_at_once", 2, monkeypatch)
+    assert status == 0, capfd.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_rank_that_hangs_is_missed(monkeypatch, capfd):
     monkeypatch.setenv("LLM_DUEL_SILENCE", "4")
