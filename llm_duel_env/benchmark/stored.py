@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_duel_env.benchmark.outcome import thinned
+from llm_duel_env.benchmark.recipes import recipe_name
 from llm_duel_env.benchmark.results import Result, find_results
 from llm_duel_env.benchmark.run_config import RunConfig, env_kwargs_at, task_of
 from llm_duel_env.benchmark.run_folder import RunFolder, read_json, write_json
@@ -21,6 +22,9 @@ LARGEST = 10_000
 """Bytes of a kept result, at most."""
 SEEDS_WITH_SAMPLES = 2
 """Runs with a lower seed keep sample duels, for the report."""
+TEXTS_OF_OURS = ("synthetic", "tiny_tldr")
+"""Tasks of whose runs sample duels are kept: their texts are made by the package. Those of a pool, or of prompts in a
+file, are somebody's, and results are passed on."""
 SAMPLES = 6
 """Of each of them, at most; they too fit into `LARGEST` bytes."""
 DERIVED = ("env_spec", "agent_config")
@@ -104,7 +108,7 @@ def same_settings(result: Result, run: RunConfig) -> bool:
 def keep(runs: Iterable[RunConfig], folder: str | Path, *, by_task: bool = False) -> list[Path]:
     """Copies the results of the runs that are over to ``folder/LABEL/seed-N/result.json``; returns their paths.
 
-    Of the first seeds a few sample duels go with them, as ``samples.jsonl``.
+    Of the first seeds a few sample duels go with them, as ``samples.jsonl``, where their texts are `TEXTS_OF_OURS`.
 
     `by_task` puts the environment with its settings before the label: for suites with several.
     """
@@ -116,7 +120,7 @@ def keep(runs: Iterable[RunConfig], folder: str | Path, *, by_task: bool = False
             target = where / (run.label or run.agent) / f"seed-{run.seed}" / "result.json"
             target.parent.mkdir(parents=True, exist_ok=True)
             write_json(target, fitted(read_json(path)), indent=None)
-            if run.seed < SEEDS_WITH_SAMPLES:
+            if run.seed < SEEDS_WITH_SAMPLES and recipe_name(run.env, run.env_kwargs) in TEXTS_OF_OURS:
                 keep_samples(RunFolder(run.folder).samples, target.with_name("samples.jsonl"))
             kept.append(target)
     return kept

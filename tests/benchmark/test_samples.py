@@ -129,8 +129,9 @@ def test_one_of_each_kind_is_kept_whatever_the_outcome(finite_task):
 
 def test_a_few_are_kept_with_the_results_of_the_first_seeds(tmp_path):
     lines = [json.dumps({"number": number, "text": "x" * 100}) + "\n" for number in range(30)]
-    for seed in range(3):
-        told = config(tmp_path / f"run-{seed}", seed=seed, label="sea")
+    of_seed = [config(tmp_path / f"run-{seed}", seed=seed, label="sea") for seed in range(3)]
+    of_others_texts = config(tmp_path / "run-pool", seed=0, label="sea-pool", env="duel/Pool-v0", env_kwargs={})
+    for told in [*of_seed, of_others_texts]:
         Path(told.folder).mkdir()
         curve = {"queries": [0, 100], "offline_win_rate": [0.5, 0.9]}
         (Path(told.folder) / "result.json").write_text(json.dumps({"label": "sea", "curve": curve}))
@@ -138,6 +139,7 @@ def test_a_few_are_kept_with_the_results_of_the_first_seeds(tmp_path):
         keep([told], tmp_path / "kept")
     found = sorted((tmp_path / "kept").rglob("samples.jsonl"))
     assert [path.parent.name for path in found] == ["seed-0", "seed-1"]
+    assert (tmp_path / "kept" / "sea-pool" / "seed-0" / "result.json").exists()
     numbers = [json.loads(line)["number"] for line in found[0].read_text().splitlines()]
     assert numbers == [0, 6, 12, 17, 23, 29]
     long = tmp_path / "long.jsonl"
