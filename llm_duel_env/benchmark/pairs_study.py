@@ -8,7 +8,6 @@ and the share of their labels that dissimilar pairs need to get as far, read off
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,29 +17,14 @@ import tyro
 
 from llm_duel_env.benchmark import statistics
 from llm_duel_env.benchmark.report.table import markdown_table
-from llm_duel_env.benchmark.results import Result, has_win_rate, win_curve
+from llm_duel_env.benchmark.results import win_curve
 from llm_duel_env.benchmark.run_config import RunConfig
-from llm_duel_env.benchmark.statistics import SEEDS_NEEDED, Interval
 from llm_duel_env.benchmark.stored import Kept
+from llm_duel_env.benchmark.study import BySeed, World, difference, ends, gathered, heading, told_interval
 from llm_duel_env.benchmark.suite import load_suite
 
 SUITE = "paper-real"
 DISSIMILAR, RANDOM, FEWER = "real", "real-random", "real-350"
-BySeed = Mapping[int, Result]
-World = tuple[str, dict[str, Any]]
-"""Environment and its settings."""
-
-
-def gathered(runs: Sequence[RunConfig], kept: Kept) -> list[tuple[World, dict[str, BySeed]]]:
-    """What is kept of the runs, by label and seed, for each environment with its settings."""
-    worlds: dict[str, tuple[World, dict[str, dict[int, Result]]]] = {}
-    for run in runs:
-        key = json.dumps([run.env, run.env_kwargs], sort_keys=True)
-        _, by_label = worlds.setdefault(key, ((run.env, run.env_kwargs), {}))
-        result = kept.result(run)
-        if result is not None and has_win_rate(result):
-            by_label.setdefault(run.label, {})[run.seed] = result
-    return [(world, dict(by_label)) for world, by_label in worlds.values()]
 
 
 def correlation(env_kwargs: Mapping[str, Any]) -> float:
@@ -65,19 +49,17 @@ def share_needed(ours: BySeed, theirs: BySeed) -> float | None:
 
 def pairs_table(world: World, by_label: Mapping[str, BySeed]) -> list[str]:
     """The first table, for one environment."""
-    env, env_kwargs = world
     rows = []
     for label, by_seed in by_label.items():
         if next(iter(by_seed.values()))["budget"] != _budget(by_label):
             continue
-        more = _difference(by_seed, by_label[RANDOM]) if RANDOM in by_label and label != RANDOM else None
+        more = difference(by_seed, by_label[RANDOM]) if RANDOM in by_label and label != RANDOM else None
         shares = [_told(share_of(by_seed, kind), "{:.1%}") for kind in ("even", "flipped")]
         rows.append(
-            [label, *shares, f"{np.mean(list(_ends(by_seed).values())):.3f}", _interval(more), str(len(by_seed))]
+            [label, *shares, f"{np.mean(list(ends(by_seed).values())):.3f}", told_interval(more), str(len(by_seed))]
         )
-    settings = f" {json.dumps(env_kwargs, sort_keys=True)}" if env_kwargs else ""
     headings = ["pairs", "ties", "flipped labels", "final win rate", "less random pairs", "seeds"]
-    return [f"## {env}{settings}", "", *markdown_table(headings, rows), ""]
+    return [f"## {heading(world)}", "", *markdown_table(headings, rows), ""]
 
 
 def labels_table(found: Sequence[tuple[World, Mapping[str, BySeed]]]) -> list[str]:
@@ -86,9 +68,9 @@ def labels_table(found: Sequence[tuple[World, Mapping[str, BySeed]]]) -> list[st
     for (_, env_kwargs), by_label in sorted(found, key=lambda one: correlation(one[0][1])):
         if not {DISSIMILAR, RANDOM, FEWER} <= set(by_label):
             continue
-        few = _difference(by_label[FEWER], by_label[RANDOM])
+        few = difference(by_label[FEWER], by_label[RANDOM])
         needed = _told(share_needed(by_label[DISSIMILAR], by_label[RANDOM]), "{:.2f}")
-        rows.append([f"{correlation(env_kwargs):.1f}", _interval(few), needed])
+        rows.append([f"{correlation(env_kwargs):.1f}", told_interval(few), needed])
     headings = [
         "correlation",
         "350 dissimilar pairs less all random ones",
@@ -106,21 +88,6 @@ def report(runs: Sequence[RunConfig], kept: Kept) -> list[str]:
 def _budget(by_label: Mapping[str, BySeed]) -> int:
     """The full budget of an environment."""
     return max(result["budget"] for by_seed in by_label.values() for result in by_seed.values())
-
-
-def _ends(by_seed: BySeed) -> dict[int, float]:
-    return {seed: float(win_curve(result)[1][-1]) for seed, result in by_seed.items()}
-
-
-def _difference(ours: BySeed, theirs: BySeed) -> Interval | None:
-    """The paired difference of final win rates; None with fewer seeds than an interval needs."""
-    common = set(ours) & set(theirs)
-    enough = SEEDS_NEEDED[next(iter(ours.values()))["kind"]]
-    return statistics.paired_difference(_ends(ours), _ends(theirs)) if len(common) >= enough else None
-
-
-def _interval(found: Interval | None) -> str:
-    return "–" if found is None else f"{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
 
 
 def _told(value: float | None, form: str) -> str:
