@@ -2,8 +2,8 @@
 
 Three tables over its worlds, which are one task under different noise of the labels: every agent's final win rate; what
 that is less online DPO's in the same world; and what it is less the agent's own without the noise. Differences are
-paired by seed. A last row of the first tells how much of the agents' order is left: Spearman's rank correlation with the
-first world's.
+paired by seed. A last row of the first tells how much of the agents' order is left: Spearman's rank correlation
+with the first world's.
 """
 
 from __future__ import annotations
