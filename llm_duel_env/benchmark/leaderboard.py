@@ -20,6 +20,7 @@ from llm_duel_env.benchmark.results import (
     differences_to,
     has_win_rate,
     last,
+    paired_enough,
     queries_reached,
     regret,
     win_curve,
@@ -31,6 +32,9 @@ BASELINE = "online_dpo"
 RICHER = {"scores", "ranking", "reward", "editor", "degrader", "contrast_prompts", "goal_prompts"}
 """Needs that put an agent into a table of its own: they tell more than labels, or (editor, degrader, prompts that the
 supervised policy was taught to obey) come from somebody who knows what the oracle likes."""
+APART = {"eval_every": "evaluated every {} of the budget", "fingerprint": "task {:.12}"}
+TOLD_LATER = tuple(APART)
+"""What results tell of their evaluation and task, and older ones do not."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,10 @@ class Table:
     """Prompts per round."""
     eval_prompts: int
     """Held-out prompts that win rates are measured on."""
+    eval_every: float | None
+    """Share of the budget between two evaluations; None where no result tells."""
+    fingerprint: str | None
+    """Of the task; None where no result tells."""
     asks: tuple[str, ...]
     """What these agents are told beyond duels; agents that are told more stand in a table of their own."""
     target: float | None
@@ -117,22 +125,28 @@ class Table:
     """Label -> seed -> result."""
     against: tuple[str, ...] = ()
     """Labels that the others are compared with, beside the baseline."""
+    apart: tuple[str, ...] = ()
+    """Which of `TOLD_LATER` tell this table from another one, alike in all else."""
 
     @property
     def title(self) -> str:
         """Environment, its settings and the budget."""
         told = f" {json.dumps(self.env_kwargs, sort_keys=True)}" if self.env_kwargs else ""
         asks = f", agents that are told {', '.join(self.asks)}" if self.asks else ""
-        return f"{self.env}{told}, {self.budget} queries in rounds of {self.batch}, {self.feedback} feedback{asks}"
+        apart = "".join(f", {APART[name].format(getattr(self, name))}" for name in self.apart)
+        return (
+            f"{self.env}{told}, {self.budget} queries in rounds of {self.batch}, {self.feedback} feedback{asks}{apart}"
+        )
 
     @property
-    def enough_seeds(self) -> bool:
-        """Whether every agent has the seeds that a rank needs."""
-        return all(row.seeds >= SEEDS_NEEDED[self.kind] for row in self.rows)
+    def few_seeds(self) -> list[str]:
+        """Labels of the agents without the seeds that an interval and a rank need."""
+        return [row.label for row in self.rows if row.seeds < SEEDS_NEEDED[self.kind]]
 
 
 def tables(results: Sequence[Result], against: Sequence[str] = ()) -> list[Table]:
-    """One table per environment, settings, budget, feedback, batch and evaluation, agents by falling offline win rate.
+    """One table per environment, settings, task, budget, feedback, batch and evaluation, agents by falling offline win
+    rate. What results do not tell of their task and evaluation, as older ones do not, is taken as that of the others.
 
     Results without an offline win rate (`has_win_rate`) cannot be compared and are left out. Beside the baseline, the
     others are compared with each label of `against`, in the tables that have it.
@@ -143,7 +157,11 @@ def tables(results: Sequence[Result], against: Sequence[str] = ()) -> list[Table
     groups: dict[str, list[Result]] = defaultdict(list)
     for result in filter(has_win_rate, results):
         groups[json.dumps([_group(result)], sort_keys=True)].append(result)
-    made = [replace(_table(group), against=tuple(against)) for _, group in sorted(groups.items())]
+    made = [
+        replace(_table(part), against=tuple(against), apart=apart)
+        for _, group in sorted(groups.items())
+        for part, apart in _parts(group)
+    ]
     labels = {label for table in made for label in table.results}
     for label in against:
         if label not in labels:
@@ -157,19 +175,32 @@ def _group(result: Result) -> dict[str, Any]:
     return {"asks": asks} | {name: result[name] for name in names}
 
 
+def _parts(group: Sequence[Result]) -> list[tuple[list[Result], tuple[str, ...]]]:
+    """A group without results that were played on different tasks (a pool and another pool, assets and newer ones) or
+    evaluated at different marks, and what tells the parts apart."""
+    known = {name: {result.get(name) for result in group} - {None} for name in TOLD_LATER}
+    apart = tuple(name for name in TOLD_LATER if len(known[name]) > 1)
+    parts: dict[str, list[Result]] = defaultdict(list)
+    for result in group:
+        parts[json.dumps([result.get(name) for name in apart])].append(result)
+    return [(part, apart) for _, part in sorted(parts.items())]
+
+
 def _table(group: Sequence[Result]) -> Table:
     by_label = _by_label(group)
+    told = {name: next((r[name] for r in group if r.get(name) is not None), None) for name in TOLD_LATER}
     baseline = baseline_of(by_label)
     target = None
     if baseline:
-        target = statistics.target_of([win_curve(result) for result in by_label[baseline].values()])
-    described = _group(group[0])
+        grid = statistics.marks(group[0]["budget"], group[0]["batch"], told["eval_every"])
+        target = statistics.target_of([win_curve(result) for result in by_label[baseline].values()], grid)
+    described = _group(group[0]) | told
     described["asks"] = tuple(described["asks"])
     table = Table(**described, target=target, results=by_label)
     for label, by_seed in by_label.items():
         table.rows.append(_row(label, by_seed, by_label.get(baseline or ""), target))
     table.rows.sort(key=lambda row: -row.win_rate)
-    return replace(table, rows=ranked(table.rows, table.results)) if table.enough_seeds else table
+    return replace(table, rows=ranked(table.rows, table.results))
 
 
 def baseline_of(by_label: Mapping[str, Mapping[int, Result]]) -> str | None:
@@ -225,10 +256,11 @@ def _row(label: str, by_seed: dict[int, Result], baseline: dict[int, Result] | N
         theirs, their_censored = queries_reached(baseline, target)
         if reached and all(value > 0 for value in theirs.values()):
             ratio = statistics.paired_ratio(reached, theirs)
+            ratio = ratio if paired_enough(by_seed, baseline) else ratio.bare()
             bound = {(0, 0): "", (1, 0): ">", (0, 1): "<", (1, 1): "?"}[(int(censored > 0), int(their_censored > 0))]
         their_wins = {s: win_curve(r)[1][-1] for s, r in baseline.items()}
-        if enough and len(baseline) >= SEEDS_NEEDED[results[0]["kind"]]:
-            differences = differences_to(by_seed, baseline, target)
+        differences = differences_to(by_seed, baseline, target)
+        if differences:
             improvement = statistics.improvement_interval(list(wins.values()), list(their_wins.values()))
     return Row(
         label=label,
@@ -266,18 +298,23 @@ def _row(label: str, by_seed: dict[int, Result], baseline: dict[int, Result] | N
 
 
 def ranked(rows: Sequence[Row], results: Mapping[str, Mapping[int, Result]]) -> list[Row]:
-    """The rows with ranks for the agents that follow a paper or are ours; methods rebuilt from notes or code are not
-    ranked as the paper's. Without ranks where there is nobody to compare, or no seed that all have."""
-    wins = {
-        row.label: {seed: float(win_curve(result)[1][-1]) for seed, result in results[row.label].items()}
-        for row in rows
-        if row.provenance != "reconstructed"
-    }
-    if len(wins) < 2 or not set.intersection(*(set(by_seed) for by_seed in wins.values())):
+    """The rows with ranks for the agents that have seeds enough and follow a paper or are ours; methods rebuilt from
+    notes or code are not ranked as the paper's. Without ranks where there is nobody to compare, and without ranks by
+    mean where too few seeds are common to all."""
+    wins: dict[str, dict[int, float]] = {}
+    needed = 0
+    for row in rows:
+        by_seed = results[row.label]
+        needed = SEEDS_NEEDED[next(iter(by_seed.values()))["kind"]]
+        if row.provenance != "reconstructed" and row.seeds >= needed:
+            wins[row.label] = {seed: float(win_curve(result)[1][-1]) for seed, result in by_seed.items()}
+    if len(wins) < 2:
         return list(rows)
-    by_mean, places = statistics.ranks(wins), statistics.places(wins)
+    common = set.intersection(*(set(by_seed) for by_seed in wins.values()))
+    by_mean = statistics.ranks(wins) if len(common) >= needed else {}
+    places = statistics.places(wins, needed=needed)
     return [
-        replace(row, rank=by_mean[row.label], place=places[row.label].place, tied=places[row.label].tied)
+        replace(row, rank=by_mean.get(row.label), place=places[row.label].place, tied=places[row.label].tied)
         if row.label in places
         else row
         for row in rows

@@ -61,7 +61,7 @@ def matched(table: Table, levels: tuple[float, ...] = LEVELS) -> Matched:
             by_seed = found[level]
             interval = statistics.bootstrap_interval(list(by_seed.values())) if len(by_seed) >= enough else None
             difference = None
-            if label != baseline and interval and theirs and len(theirs.get(level, {})) >= enough:
+            if label != baseline and theirs and len(set(by_seed) & set(theirs.get(level, {}))) >= enough:
                 difference = statistics.paired_difference(by_seed, theirs[level])
             ends = (interval.low, interval.high) if interval else None
             agents[label][level] = AtLevel(float(np.mean(list(by_seed.values()))), ends, difference)

@@ -43,6 +43,7 @@ def outcome(session: Session) -> dict[str, Any]:
         "budget": config.budget,
         "batch": config.batch,
         "eval_prompts": len(session.heldout),
+        "eval_every": config.eval_every,
         "queries": session.queries,
         "evaluations": int(session.sums["evaluations"]),
         "labels": {name: int(session.sums[f"labels/{name}"]) for name in KINDS},

@@ -42,9 +42,12 @@ def share_of(by_seed: BySeed, kind: str) -> float | None:
 def share_needed(ours: BySeed, theirs: BySeed) -> float | None:
     """The share of their labels after which our mean learning curve stays where their mean curve ends, two evaluations
     running; None where it never does."""
-    target = statistics.mean_curve([win_curve(result) for result in theirs.values()])[1][-1]
-    reached = statistics.queries_to_target(*statistics.mean_curve([win_curve(r) for r in ours.values()]), float(target))
-    return None if reached is None else reached / next(iter(theirs.values()))["budget"]
+    some = next(iter(theirs.values()))
+    grid = statistics.marks(some["budget"], some["batch"], some.get("eval_every"))
+    target = statistics.mean_curve([win_curve(result) for result in theirs.values()], grid)[1][-1]
+    ours_mean = statistics.mean_curve([win_curve(result) for result in ours.values()], grid)
+    reached = statistics.queries_to_target(*ours_mean, float(target))
+    return None if reached is None else reached / some["budget"]
 
 
 def pairs_table(world: World, by_label: Mapping[str, BySeed]) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from llm_duel_env.benchmark import statistics
 from llm_duel_env.benchmark.run_folder import read_json
-from llm_duel_env.benchmark.statistics import Interval
+from llm_duel_env.benchmark.statistics import SEEDS_NEEDED, Interval
 
 COMPARED = ("offline win rate", "curve mean", "online win rate", "queries to target", "cumulative regret")
 """Figures of a run that are compared with the baseline's seed by seed."""
@@ -129,19 +129,37 @@ def checked(results: Sequence[Result]) -> str:
     return f"{verdict}: {', '.join([*parts, f'{len(seen)} of {len(results)} seeds'])}"
 
 
+def reached(result: Result, target: float) -> float | None:
+    """Queries at which a run got to `target` and stayed there, of the marks that all runs of its budget and batch are
+    read off at; None where it never did. Marks after its last query say nothing of a run that stalled."""
+    queries, values = win_curve(result)
+    grid = statistics.marks(result["budget"], result["batch"], result.get("eval_every"))
+    grid = grid[grid <= queries[-1]]
+    return statistics.queries_to_target(grid, np.interp(grid, queries, values), target)
+
+
 def queries_reached(by_seed: Mapping[int, Result], target: float | None) -> tuple[dict[int, float], int]:
     """Queries to target by seed, the budget for those that never got there, and how many those are."""
     if target is None:
         return {}, 0
-    found = {s: statistics.queries_to_target(*win_curve(r), target) for s, r in by_seed.items()}
+    found = {s: reached(r, target) for s, r in by_seed.items()}
     censored = sum(value is None for value in found.values())
     return {s: float(by_seed[s]["budget"]) if value is None else value for s, value in found.items()}, censored
+
+
+def paired_enough(ours: Mapping[int, Result], theirs: Mapping[int, Result]) -> bool:
+    """Whether two agents have as many seeds in common as an interval of what is paired by seed needs."""
+    common = set(ours) & set(theirs)
+    return bool(common) and len(common) >= SEEDS_NEEDED[ours[min(common)]["kind"]]
 
 
 def differences_to(
     by_seed: Mapping[int, Result], baseline: Mapping[int, Result], target: float | None
 ) -> dict[str, Interval]:
-    """The paired differences of `COMPARED`, without those that some run does not know."""
+    """The paired differences of `COMPARED`, without those that some run does not know; none with too few seeds in
+    common."""
+    if not paired_enough(by_seed, baseline):
+        return {}
     ours, theirs = _compared(by_seed, target), _compared(baseline, target)
     return {
         name: statistics.paired_difference(ours[name], theirs[name])

@@ -6,8 +6,9 @@ Per-seed results are mappings from seed to value, so that two agents can be pair
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -17,6 +18,8 @@ from llm_duel_env.randomness import generator
 
 RESAMPLES = 10_000
 SHARE_OF_GAIN = 0.95
+MARK_EVERY = 0.02
+"""Share of the budget between two marks at which learning curves are read off."""
 SEEDS_NEEDED = {"finite": 10, "text": 5}
 """Seeds below which a table gives neither an interval over seeds nor a rank, by the task's kind."""
 
@@ -28,8 +31,18 @@ class Interval:
     estimate: float
     low: float
     high: float
+    """NaN, as `low`, where there are too few observations for an interval."""
     n: int
     """Observations it rests on."""
+
+    def bare(self) -> Interval:
+        """The estimate without its ends."""
+        return replace(self, low=math.nan, high=math.nan)
+
+    @property
+    def has_ends(self) -> bool:
+        """Whether it is an interval, and not an estimate alone."""
+        return not math.isnan(self.low)
 
 
 def iqm(values: Sequence[float] | np.ndarray) -> float:
@@ -109,14 +122,29 @@ def isotonic(values: Sequence[float] | np.ndarray) -> np.ndarray:
     return np.asarray(optimize.isotonic_regression(_vector("isotonic", values)).x)
 
 
+def marks(budget: float, batch: int, every: float | None = None) -> np.ndarray:
+    """The queries at which the learning curves of a table are read off, evenly from none to the budget.
+
+    They are `MARK_EVERY` of it apart, or as far as rounds of queries, or as the evaluations (`every`, a share of the
+    budget, where it is known), whatever is most.
+
+    Runs are evaluated where rounds end, and rounds whose labels are partly free are shorter: a run with more
+    evaluations than another would be seen to cross a target earlier.
+
+    >>> marks(1000, 240).tolist()
+    [0.0, 250.0, 500.0, 750.0, 1000.0]
+    """
+    return np.linspace(0.0, budget, max(int(budget / max(MARK_EVERY * budget, (every or 0) * budget, batch)), 1) + 1)
+
+
 def mean_curve(
-    curves: Sequence[tuple[np.ndarray, np.ndarray]],
+    curves: Sequence[tuple[np.ndarray, np.ndarray]], grid: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean of several curves at the queries of the first, the others read off by linear interpolation.
+    """Mean of several curves at the queries of `grid`, or of the first, read off by linear interpolation.
 
     Agents that abstain cross the marks of the evaluation grid at slightly different counts from seed to seed.
     """
-    grid = np.asarray(curves[0][0], np.float64)
+    grid = np.asarray(curves[0][0] if grid is None else grid, np.float64)
     return grid, values_at(curves, grid).mean(axis=0)
 
 
@@ -125,13 +153,16 @@ def values_at(curves: Sequence[tuple[np.ndarray, np.ndarray]], grid: np.ndarray)
     return np.stack([np.interp(grid, queries, values) for queries, values in curves])
 
 
-def target_of(curves: Sequence[tuple[np.ndarray, np.ndarray]], share: float = SHARE_OF_GAIN) -> float | None:
-    """The value at which `share` of the gain of the seed-mean isotonic curve is reached; None where nothing is gained.
+def target_of(
+    curves: Sequence[tuple[np.ndarray, np.ndarray]], grid: np.ndarray | None = None, share: float = SHARE_OF_GAIN
+) -> float | None:
+    """The value at which `share` of the gain of the seed-mean isotonic curve (at the queries of `grid`, or of the first
+    curve) is reached; None where nothing is gained.
 
     >>> round(target_of([(np.array([0, 10, 20]), np.array([0.5, 0.6, 0.7]))]), 6)
     0.69
     """
-    _, mean = mean_curve(curves)
+    _, mean = mean_curve(curves, grid)
     smooth = isotonic(mean)
     gain = smooth[-1] - smooth[0]
     return float(smooth[0] + share * gain) if gain > 0 else None
@@ -214,12 +245,12 @@ class Place:
     """The agents that it is not told from."""
 
 
-def places(scores: Mapping[str, Mapping[int, float]], *, seed: int = 0, level: float = 0.95) -> dict[str, Place]:
-    """The place of each agent. Two agents are told apart where the bootstrap interval of their difference, paired by
-    seed, excludes 0; not being told apart is no equivalence, and A may tie with B and B with C where A beats C.
-
-    Raises:
-        ValueError: two agents without a seed in common.
+def places(
+    scores: Mapping[str, Mapping[int, float]], *, needed: int = 1, seed: int = 0, level: float = 0.95
+) -> dict[str, Place]:
+    """The place of each agent. Two agents are told apart where they have `needed` seeds in common and the bootstrap
+    interval of their difference, paired by seed, excludes 0; not being told apart is no equivalence, and A may tie with
+    B and B with C where A beats C.
 
     >>> seeds = range(10)
     >>> close = {s: 0.9 + 0.01 * (-1) ** s for s in seeds}
@@ -231,10 +262,12 @@ def places(scores: Mapping[str, Mapping[int, float]], *, seed: int = 0, level: f
     above, tied = dict.fromkeys(names, 0), {name: list[str]() for name in names}
     for i, one in enumerate(names):
         for other in names[i + 1 :]:
-            found = paired_difference(scores[one], scores[other], seed=seed, level=level)
-            if found.low > 0:
+            found = None
+            if len(set(scores[one]) & set(scores[other])) >= needed:
+                found = paired_difference(scores[one], scores[other], seed=seed, level=level)
+            if found is not None and found.low > 0:
                 above[other] += 1
-            elif found.high < 0:
+            elif found is not None and found.high < 0:
                 above[one] += 1
             else:
                 tied[one].append(other)

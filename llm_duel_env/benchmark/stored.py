@@ -86,6 +86,8 @@ class Kept:
         told = ("agent", "budget", "batch", "env_kwargs")
         if any(result[name] != getattr(run, name) for name in told):
             return False
+        if result.get("eval_every") not in (None, run.eval_every):  # older results do not tell
+            return False
         facts = self._task(run)
         if facts is None:
             return result["eval_prompts"] <= run.eval_prompts

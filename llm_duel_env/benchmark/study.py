@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llm_duel_env.benchmark import statistics
-from llm_duel_env.benchmark.results import Result, has_win_rate, win_curve
+from llm_duel_env.benchmark.results import Result, has_win_rate, paired_enough, win_curve
 from llm_duel_env.benchmark.run_config import RunConfig
-from llm_duel_env.benchmark.statistics import SEEDS_NEEDED, Interval
+from llm_duel_env.benchmark.statistics import Interval
 from llm_duel_env.benchmark.stored import Kept
 
 BySeed = Mapping[int, Result]
@@ -36,9 +36,7 @@ def ends(by_seed: BySeed) -> dict[int, float]:
 
 def difference(ours: BySeed, theirs: BySeed) -> Interval | None:
     """The paired difference of final win rates; None with fewer seeds than an interval needs."""
-    common = set(ours) & set(theirs)
-    enough = SEEDS_NEEDED[next(iter(ours.values()))["kind"]]
-    return statistics.paired_difference(ends(ours), ends(theirs)) if len(common) >= enough else None
+    return statistics.paired_difference(ends(ours), ends(theirs)) if paired_enough(ours, theirs) else None
 
 
 def heading(world: World) -> str:

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from llm_duel_env import cli
 from llm_duel_env.benchmark import leaderboard
+from llm_duel_env.benchmark.matched import matched
 from llm_duel_env.benchmark.report import details, figures, plots, records, table
 from llm_duel_env.benchmark.results import find_results
 
@@ -87,6 +88,67 @@ def test_differences_are_paired_by_seed_and_told_with_their_intervals():
     told = next(csv.DictReader(io.StringIO(table.csv_text([found]))))
     assert float(told["difference_cumulative_regret_high"]) == -10.0
     assert told["difference_online_win_rate"] == ""
+
+
+def test_what_is_paired_by_seed_needs_as_many_seeds_in_common():
+    """Ten seeds each, one of them shared: nothing that is paired is told, and nobody is told apart."""
+    runs = [result("online_dpo", s, SLOW) for s in range(10)] + [result("sea", s, FAST) for s in range(9, 19)]
+    (found,) = leaderboard.tables(runs, against=["sea"])
+    sea, dpo = found.rows
+    assert (sea.differences, sea.improvement, sea.rank) == ({}, None, None)
+    assert (sea.place, sea.tied, dpo.place, dpo.tied) == (1, ("online_dpo",), 1, ("sea",))
+    assert sea.win_interval is not None  # that is over its own seeds
+    assert sea.ratio.estimate == pytest.approx(1 / 3, abs=0.01)
+    assert not sea.ratio.has_ends
+    assert details.less(found, "sea").rows == []
+    assert all(at.difference is None for at in matched(found).agents["sea"].values())
+    told = next(csv.DictReader(io.StringIO(table.csv_text([found]))))
+    assert (told["ratio_low"], told["ratio_high"]) == ("", "")
+    headings, cells = table.cells(found)
+    assert cells[0][headings.index("÷ online DPO")] == "0.33"
+
+
+def test_an_agent_with_few_seeds_takes_no_rank_from_others(tmp_path):
+    runs = [result("online_dpo", s, SLOW) for s in range(10)] + [result("sea", s, FAST) for s in range(10)]
+    alone = {row.label: (row.place, row.rank) for row in leaderboard.tables(runs)[0].rows}
+    (found,) = leaderboard.tables([*runs, result("stranger", 0, FAST)])
+    ranks = {row.label: (row.place, row.rank) for row in found.rows}
+    assert ranks == alone | {"stranger": (None, None)}
+    assert found.few_seeds == ["stranger"]
+    table.write([found], tmp_path)
+    written = json.loads((tmp_path / "leaderboard.json").read_text(), parse_constant=pytest.fail)
+    (stranger,) = [row for row in written[0]["rows"] if row["label"] == "stranger"]
+    assert stranger["ratio"]["low"] is None
+
+
+def test_other_tasks_and_other_evaluations_stand_in_tables_of_their_own():
+    """Two pools, say, which settings do not name; an older result that does not tell stands with the rest."""
+    told = {"fingerprint": "a" * 40, "eval_every": 0.02}
+    runs = [result("online_dpo", 0, SLOW, **told), result("sea", 0, FAST), result("uniform", 0, NEVER, **told)]
+    (found,) = leaderboard.tables(runs)
+    assert (found.fingerprint, found.eval_every, len(found.rows)) == ("a" * 40, 0.02, 3)
+    assert "task" not in found.title
+    others = leaderboard.tables([*runs[::2], result("sea", 0, FAST, fingerprint="b" * 40, eval_every=0.02)])
+    assert [(list(one.results), one.title.rsplit(", ", 1)[1]) for one in others] == [
+        (["online_dpo", "uniform"], "task aaaaaaaaaaaa"),
+        (["sea"], "task bbbbbbbbbbbb"),
+    ]
+    coarse = leaderboard.tables([*runs[::2], result("sea", 0, FAST, fingerprint="a" * 40, eval_every=0.5)])
+    assert [one.title.rsplit(", ", 1)[1] for one in coarse] == [
+        "evaluated every 0.02 of the budget",
+        "evaluated every 0.5 of the budget",
+    ]
+
+
+def test_a_run_with_more_evaluations_crosses_no_earlier():
+    """The same curve, seen at every tenth of the budget and at every fiftieth; rounds are a tenth of it long."""
+    fine = np.linspace(0, 100, 51)
+    wins = 0.5 + 0.4 * np.minimum(1, fine / 60)
+    seen = {"queries": fine.tolist(), "offline_win_rate": wins.tolist()}
+    rarely = {name: values[::5] for name, values in seen.items()}
+    runs = [result("online_dpo", 0, SLOW, curve=rarely, batch=10), result("sea", 0, SLOW, curve=seen, batch=10)]
+    (found,) = leaderboard.tables(runs)
+    assert {row.queries_to_target for row in found.rows} == {60.0}  # 57 is where the line crosses, and no mark
 
 
 def test_others_can_be_compared_with_any_label():
@@ -212,7 +274,7 @@ def test_one_seed_gets_the_interval_over_prompts_and_says_so():
     (found,) = leaderboard.tables([result("online_dpo", 0, SLOW), result("sea", 0, FAST)])
     assert found.rows[0].win_interval == pytest.approx((0.90, 0.94))
     assert any("over held-out prompts, not over seeds" in note for note in table.notes(found))
-    assert any("no ranks" in note for note in table.notes(found))
+    assert any("no rank: sea, online_dpo" in note for note in table.notes(found))
     (text,) = leaderboard.tables([result("online_dpo", 0, SLOW, kind="text")])
     assert any("KL and tokens are of samples of the policy at temperature 1" in note for note in table.notes(text))
     headings, (cells,) = table.cells(text)

@@ -113,8 +113,8 @@ def test_places_follow_what_is_told_apart_and_not_the_order_of_means():
     assert found["a"].tied == ("b",)
     assert s.paired_difference(a, c).low > 0
     assert s.paired_difference(a, b).low <= 0 <= s.paired_difference(a, b).high
-    with pytest.raises(ValueError, match="seed in common"):
-        s.places({"a": {0: 1.0}, "b": {1: 1.0}})
+    apart = s.places({"a": a, "d": {seed + 9: value - 1 for seed, value in c.items()}}, needed=10)
+    assert {name: (one.place, one.tied) for name, one in apart.items()} == {"a": (1, ("d",)), "d": (1, ("a",))}
 
 
 def test_places_count_who_is_told_to_be_above():

@@ -25,7 +25,8 @@ class Stored:
         wins = [0.5, (0.5 + end) / 2, end, end]
         flipped = 100 if run.label == "real-similar" else 20
         return {
-            "label": run.label, "seed": run.seed, "budget": run.budget, "queries": run.budget, "kind": "finite",
+            "label": run.label, "seed": run.seed, "budget": run.budget, "batch": run.batch,
+            "queries": run.budget, "kind": "finite",
             "labels": {"even": 5, "tied": 0, "flipped": flipped, "identical": 1},
             "curve": {"queries": [0, run.budget // 4, run.budget // 2, run.budget], "offline_win_rate": wins},
         }  # fmt: skip
@@ -45,8 +46,9 @@ def test_shares_and_differences_are_those_of_the_results(runs):
     assert rows["real"][2:4] == ["0.804", "+0.100 [+0.100, +0.100]"]
     assert rows["real-random"][3] == "–"
     assert rows["real"][4] == "10"
-    # 350 dissimilar pairs end at 0.72, all random ones at 0.7; 0.7 is passed by dissimilar pairs between 0.65 and 0.8.
-    assert rows["0.6"] == ["+0.020 [+0.020, +0.020]", "0.50"]
+    # 350 dissimilar pairs end at 0.72, all random ones at 0.7, which dissimilar ones pass between 250 (0.65) and 500
+    # labels (0.8): at the mark after 0.34.
+    assert rows["0.6"] == ["+0.020 [+0.020, +0.020]", "0.35"]
     assert "real-350" not in rows  # another budget, which stands in the second table alone
 
 
@@ -59,6 +61,6 @@ def test_what_is_not_known_is_no_number(runs):
     lines = pairs_study.report(runs, Old())
     (real,) = [line for line in lines if line.startswith("| real |")]
     assert [cell.strip() for cell in real.strip("|").split("|")] == ["real", "–", "–", "0.801", "–", "3"]
-    never = {0: {"budget": 100, "curve": {"queries": [0, 50, 100], "offline_win_rate": [0.5, 0.6, 0.6]}}}
-    better = {0: {"budget": 100, "curve": {"queries": [0, 50, 100], "offline_win_rate": [0.5, 0.6, 0.7]}}}
+    never = {0: {"budget": 100, "batch": 32, "curve": {"queries": [0, 50, 100], "offline_win_rate": [0.5, 0.6, 0.6]}}}
+    better = {0: {"budget": 100, "batch": 32, "curve": {"queries": [0, 50, 100], "offline_win_rate": [0.5, 0.6, 0.7]}}}
     assert pairs_study.share_needed(never, better) is None

@@ -8,8 +8,8 @@ from llm_duel_env.benchmark import statistics
 from llm_duel_env.benchmark.leaderboard import BASELINE, Table
 from llm_duel_env.benchmark.matched import AtLevel, Matched, matched
 from llm_duel_env.benchmark.report.text import difference, name, number
-from llm_duel_env.benchmark.results import COMPARED, differences_to, win_curve
-from llm_duel_env.benchmark.statistics import SEEDS_NEEDED, Interval
+from llm_duel_env.benchmark.results import COMPARED, differences_to, paired_enough, win_curve
+from llm_duel_env.benchmark.statistics import Interval
 
 PAIRED = f"Less {BASELINE}, paired by seed"
 COUNTS = ("queries to target", "cumulative regret")
@@ -65,7 +65,7 @@ def less(table: Table, label: str) -> Block:
     differences, above = {}, {}
     theirs = table.results[label]
     for other, ours in table.results.items():
-        if other != label and set(ours) & set(theirs) and min(len(ours), len(theirs)) >= SEEDS_NEEDED[table.kind]:
+        if other != label and paired_enough(ours, theirs):
             differences[other] = differences_to(ours, theirs, table.target)
             ends = [[win_curve(result)[1][-1] for result in results.values()] for results in (ours, theirs)]
             found = statistics.improvement_interval(*ends)

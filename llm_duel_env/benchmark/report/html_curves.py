@@ -48,10 +48,11 @@ def regret_curves(table: Table) -> Chart | None:
 
 
 def performance_profiles(table: Table) -> Chart | None:
-    """The share of an agent's seeds that end above each win rate; None where an agent has too few seeds."""
-    if not table.enough_seeds:
+    """The share of an agent's seeds that end above each win rate, of the agents with seeds enough; None without any."""
+    enough = [row.label for row in table.rows if row.label not in table.few_seeds]
+    if not enough:
         return None
-    ends = {row.label: [win_curve(run)[1][-1] for run in table.results[row.label].values()] for row in table.rows}
+    ends = {label: [win_curve(run)[1][-1] for run in table.results[label].values()] for label in enough}
     # Agents far below all others would press these to the edge.
     low, high = padded(
         float(np.quantile([min(values) for values in ends.values()], 0.15)), max(map(max, ends.values()))

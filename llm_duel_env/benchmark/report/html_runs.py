@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from llm_duel_env.benchmark import statistics
 from llm_duel_env.benchmark.leaderboard import Row, Table
 from llm_duel_env.benchmark.outcome import thinned
 from llm_duel_env.benchmark.report import text
 from llm_duel_env.benchmark.report.html_charts import Chart, Series, line_chart
 from llm_duel_env.benchmark.report.html_table import marks
-from llm_duel_env.benchmark.results import Result, last, regret, win_curve
+from llm_duel_env.benchmark.results import Result, last, reached, regret, win_curve
 from llm_duel_env.benchmark.run_config import RunConfig
 from llm_duel_env.benchmark.run_folder import RunFolder, read_json
 from llm_duel_env.benchmark.runner import command_line
@@ -133,13 +132,13 @@ def _run(table: Table, result: Result, with_samples: bool) -> Run:
 
 
 def _figures(table: Table, result: Result) -> list[str]:
-    queries, wins = win_curve(result)
+    wins = win_curve(result)[1]
     low, high = last(result, "win_low"), last(result, "win_high")
-    reached = None if table.target is None else statistics.queries_to_target(queries, wins, table.target)
+    at = None if table.target is None else reached(result, table.target)
     never = text.NONE if table.target is None else "never"
     return [
         text.number(float(wins[-1]), ".3f", (low, high) if low is not None and high is not None else None),
-        never if reached is None else f"{reached:,.0f}",
+        never if at is None else f"{at:,.0f}",
         text.number(result["online_win_rate"], ".3f"),
         text.number(regret(result), ",.1f"),
         text.number(last(result, "kl"), ".2f"),

@@ -136,7 +136,7 @@ def _ratio(table: Table, row: Row) -> Cell:
     if row.ratio is None:
         return Cell()
     told = _interval(row.ratio, ".2f", row.ratio_bound)
-    return told if row.interval_over == "seeds" else Cell(told.text, "", told.order)
+    return told if row.ratio.has_ends else Cell(told.text, "", told.order)
 
 
 COLUMNS = (

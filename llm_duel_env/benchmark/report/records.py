@@ -15,7 +15,7 @@ from llm_duel_env.benchmark.leaderboard import Table
 from llm_duel_env.benchmark.matched import matched
 from llm_duel_env.benchmark.profiles import common_grid, sample_efficiency
 from llm_duel_env.benchmark.results import BELIEFS, COMPARED, win_curve
-from llm_duel_env.benchmark.run_folder import rounded
+from llm_duel_env.benchmark.run_folder import finite, rounded
 from llm_duel_env.benchmark.statistics import SEEDS_NEEDED
 from llm_duel_env.extras import require
 
@@ -117,7 +117,7 @@ def _of_table(table: Table) -> list[Record]:
 
 
 def _ends(name: str, interval: Record | None) -> Record:
-    found = interval or {"estimate": None, "low": None, "high": None}
+    found = finite(interval) if interval else {"estimate": None, "low": None, "high": None}
     return {name: found["estimate"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
 
 

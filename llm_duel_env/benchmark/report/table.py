@@ -14,7 +14,7 @@ from llm_duel_env.benchmark.report import text
 from llm_duel_env.benchmark.report.details import PAIRED, blocks, paired_cells, paired_note
 from llm_duel_env.benchmark.report.records import csv_text, curves_csv
 from llm_duel_env.benchmark.results import SELF_REPORTED
-from llm_duel_env.benchmark.run_folder import rounded, write_json
+from llm_duel_env.benchmark.run_folder import finite, rounded, write_json
 from llm_duel_env.benchmark.statistics import SEEDS_NEEDED, SHARE_OF_GAIN
 
 __all__ = ["PAIRED", "cells", "csv_text", "markdown", "notes", "paired_cells", "paired_note", "show", "write"]
@@ -64,18 +64,18 @@ def notes(table: Table) -> list[str]:
     if table.target is not None:
         share = f"{SHARE_OF_GAIN:.0%} of {BASELINE}'s gain"
         told.append(
-            f"Target: offline win rate {table.target:.3f} ({share}, seed-mean isotonic curve), held at two evaluations "
-            "running. '>' marks a mean in which a seed never got there and counts with the budget; a ratio marked '<' "
-            "has such a seed below the line, one marked '?' on both sides."
+            f"Target: offline win rate {table.target:.3f} ({share}, seed-mean isotonic curve), held at two marks "
+            "running of the grid that all curves are read off at. '>' marks a mean in which a seed never got there and counts "
+            "with the budget; a ratio marked '<' has such a seed below the line, one marked '?' on both sides."
         )
     over = {row.interval_over for row in table.rows}
     if "seeds" in over:
         told.append("Brackets: 95% bootstrap interval over seeds; differences and ratios are paired by seed.")
     if "prompts" in over:
         told.append("Brackets where there is one seed: 95% bootstrap interval over held-out prompts, not over seeds.")
-    if not table.enough_seeds:
-        needed = SEEDS_NEEDED[table.kind]
-        told.append(f"Fewer than {needed} seeds for some agent: no interval over its seeds, and no ranks.")
+    if table.few_seeds:
+        needed, few = SEEDS_NEEDED[table.kind], ", ".join(table.few_seeds)
+        told.append(f"Fewer than {needed} seeds, and so no interval over seeds and no rank: {few}.")
     if any(row.place is not None for row in table.rows):
         told.append(
             "Rank: 1 + the number of ranked agents that end above this one and are told from it; '=': there are others "
@@ -154,10 +154,13 @@ def write(tables: list[Table], folder: Path) -> list[Path]:
     paths[0].write_text(markdown(tables))
     paths[1].write_text(csv_text(tables))
     paths[3].write_text(curves_csv(tables))
-    names = ("env", "env_kwargs", "kind", "budget", "feedback", "batch", "eval_prompts", "asks", "target")
+    names = (
+        *("env", "env_kwargs", "kind", "budget", "feedback", "batch"),
+        *("eval_prompts", "eval_every", "fingerprint", "asks", "target"),
+    )
     content = [
         {name: getattr(table, name) for name in names}
-        | {"rows": [rounded(dataclasses.asdict(row)) for row in table.rows], "notes": notes(table)}
+        | {"rows": [finite(rounded(dataclasses.asdict(row))) for row in table.rows], "notes": notes(table)}
         | {"matched_kl": rounded(dataclasses.asdict(matched(table)))}
         for table in tables
     ]
@@ -194,7 +197,7 @@ def _cells(row: Row) -> list[str]:
 def _ratio(row: Row) -> str:
     if row.ratio is None:
         return "–"
-    interval = f" [{row.ratio.low:.2f}, {row.ratio.high:.2f}]" if row.interval_over == "seeds" else ""
+    interval = f" [{row.ratio.low:.2f}, {row.ratio.high:.2f}]" if row.ratio.has_ends else ""
     return f"{row.ratio_bound}{row.ratio.estimate:.2f}{interval}"
 
 
