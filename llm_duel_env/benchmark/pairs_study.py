@@ -40,7 +40,7 @@ def share_of(by_seed: BySeed, kind: str) -> float | None:
 
 
 def share_needed(ours: BySeed, theirs: BySeed) -> float | None:
-    """The share of their labels after which our mean learning curve stays where their mean curve ends, two evaluations
+    """The share of their labels after which our mean learning curve stays where their mean curve ends, two marks
     running; None where it never does."""
     some = next(iter(theirs.values()))
     grid = statistics.marks(some["budget"], some["batch"], some.get("eval_every"))

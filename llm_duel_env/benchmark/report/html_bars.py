@@ -59,7 +59,7 @@ def target_bars(table: Table) -> Bars | None:
         return None
     about = (
         f"Queries until offline win rate {table.target:.3f} ({SHARE_OF_GAIN:.0%} of {BASELINE}'s gain) was reached and "
-        "held at two evaluations running: mean over seeds with its 95% bootstrap interval. An arrow marks a bar in "
+        "held at two marks running: mean over seeds with its 95% bootstrap interval. An arrow marks a bar in "
         "which seeds never got there and count with the budget, so that it is a lower bound. Fewer is better."
     )
     ticks = [(25.0 * i, f"{table.budget * i / 4:,.0f}") for i in range(5)]

@@ -181,7 +181,7 @@ COLUMNS = (
     ),
     Column(
         "queries to target",
-        "Oracle queries until the target was reached and held at two evaluations running. '>': a seed never got there "
+        "Oracle queries until the target was reached and held at two marks running. '>': a seed never got there "
         "and counts with the budget.",
         _to_target,
         "ascending",

@@ -64,9 +64,10 @@ def notes(table: Table) -> list[str]:
     if table.target is not None:
         share = f"{SHARE_OF_GAIN:.0%} of {BASELINE}'s gain"
         told.append(
-            f"Target: offline win rate {table.target:.3f} ({share}, seed-mean isotonic curve), held at two marks "
-            "running of the grid that all curves are read off at. '>' marks a mean in which a seed never got there and counts "
-            "with the budget; a ratio marked '<' has such a seed below the line, one marked '?' on both sides."
+            f"Target: offline win rate {table.target:.3f} ({share}, seed-mean isotonic curve), held at two "
+            "marks running of the grid that all curves are read off at. '>' marks a mean in which a seed never got "
+            "there and counts with the budget; a ratio marked '<' has such a seed below the line, one marked '?' on "
+            "both sides."
         )
     over = {row.interval_over for row in table.rows}
     if "seeds" in over:
