@@ -1,9 +1,11 @@
-"""Makes a pool for `duel/Pool-v0` of any data with several scored responses a prompt: `llm-duel pool`."""
+"""Makes a pool for `duel/Pool-v0` of any data with several scored responses a prompt: `llm-duel pool build`."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +20,7 @@ from llm_duel_env import ranks
 from llm_duel_env.oracles.reward_model import batches_of
 from llm_duel_env.pretrained import loading
 from llm_duel_env.quiet import no_progress_bars
-from llm_duel_env.tasks.pool_files import Columns, PoolRow, cut, read_rows, write_pool
+from llm_duel_env.tasks.pool_files import Columns, PoolRow, cut, read_rows, whole, write_pool
 from llm_duel_env.tasks.prompt_files import load_rows
 
 Embed = Callable[[Sequence[str]], np.ndarray]
@@ -61,11 +63,12 @@ def build_pool(
     """
     if (encoder is None) == (embeddings is None):
         raise ValueError("expected one of encoder and embeddings")
+    given = None if embeddings is None else _opened(embeddings)
     rows, left = read_rows(load_rows(source, split), columns, source)
     rows, left = cut(rows, candidates, left, seed)
     say(f"{len(rows)} prompts with {len(rows[0].responses)} responses each; left out: {_told(asdict(left))}")
-    if embeddings is not None:
-        prompt, response = _given(embeddings, rows)
+    if embeddings is not None and given is not None:
+        prompt, response = _given(embeddings, *given, rows)
         maker: dict[str, Any] = {"embeddings": embeddings.name}
     else:
         assert encoder is not None
@@ -115,8 +118,7 @@ def texts_digest(rows: Sequence[PoolRow], maker: dict[str, Any]) -> str:
 def _embedded(
     out: Path, rows: Sequence[PoolRow], maker: dict[str, Any], say: Callable[[str], None]
 ) -> tuple[np.ndarray, np.ndarray]:
-    known = out / "pool.json"
-    if known.is_file() and json.loads(known.read_text()).get("texts") == texts_digest(rows, maker):
+    if whole(out) and json.loads((out / "pool.json").read_text()).get("texts") == texts_digest(rows, maker):
         say(f"embeddings: those of {out}, whose texts are the same")
         arrays = load_file(out / "embeddings.safetensors")
         return arrays["prompt"], arrays["response"]
@@ -131,11 +133,23 @@ def _embedded(
     return prompt, response
 
 
-def _given(path: Path, rows: Sequence[PoolRow]) -> tuple[np.ndarray, np.ndarray]:
-    with np.load(path, allow_pickle=False) as arrays:
-        if not {"prompt", "response"} <= set(arrays.files):
-            raise ValueError(f"{path}: expected arrays prompt and response, got {sorted(arrays.files)}")
-        prompt, response = arrays["prompt"], arrays["response"]
+def _opened(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The two arrays of a .npz file: before the data are read, which may take long."""
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path}: expected a .npz file, got {'another' if path.exists() else 'none'}")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            names = set(arrays.files)
+            if {"prompt", "response"} <= names:
+                return arrays["prompt"], arrays["response"]
+    except (zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path}: damaged: {error}") from None
+    raise ValueError(f"{path}: expected arrays prompt and response, got {sorted(names)}")
+
+
+def _given(
+    path: Path, prompt: np.ndarray, response: np.ndarray, rows: Sequence[PoolRow]
+) -> tuple[np.ndarray, np.ndarray]:
     needed = (max(row.number for row in rows), max(int(row.place.max()) for row in rows) + 1)
     if prompt.ndim != 2 or response.ndim != 3 or prompt.shape[1] != response.shape[2]:
         raise ValueError(f"{path}: expected (R, D) and (R, K, D), got {prompt.shape} and {response.shape}")

@@ -19,8 +19,8 @@ class Pool(Task):
     """Contexts and candidates are the embeddings of a prompt and of its K recorded responses; utility is recorded.
 
     Args:
-        folder: A pool, as `llm-duel pool` makes it; None takes the one that the environment variable LLM_DUEL_POOL
-            names, so that settings and results do not depend on where it lies.
+        folder: A pool, as `llm-duel pool build` makes it; None takes the one that the environment variable
+            LLM_DUEL_POOL names, so that settings and results do not depend on where it lies.
         fold: Which fifth of the prompts (by default) is held out; the five together are a cross-validation. All are of
             one size: prompts that are left over are trained on in every fold.
         folds: How many parts the prompts are dealt into.

@@ -21,11 +21,13 @@ from scipy.special import logit
 from llm_duel_env.randomness import generator
 from llm_duel_env.spaces import is_utf8
 from llm_duel_env.tasks.fingerprint import digest
-from llm_duel_env.tasks.prompt_files import MalformedRow
+from llm_duel_env.tasks.prompt_files import MalformedRow, json_lines
 
 VERSION = 1
 CLIP = 1e-4
 """Probabilities are held this far from 0 and 1 before they become logits."""
+LARGEST = 1e30
+"""Scores are below this, so that what is computed of them stays finite in single precision."""
 TIE = 1e-6
 """Utilities closer than this are a tie."""
 FOLDS = 5
@@ -121,6 +123,8 @@ def cut(rows: Sequence[PoolRow], candidates: int | None, left: Left, seed: int =
         ValueError: K is below 2, or no prompt has so many.
     """
     counts = np.array([len(row.responses) for row in rows])
+    if counts.max() < 2:
+        raise ValueError("expected prompts with two different responses or more, got none")
     if candidates is None:
         candidates = int(max(range(2, int(counts.max()) + 1), key=lambda k: k * (counts >= k).sum(), default=0))
     if candidates < 2 or not (counts >= candidates).any():
@@ -172,18 +176,18 @@ def write_pool(
         raise ValueError(f"embeddings: expected {(p, d)} and {(p, k, d)}, got {prompt.shape} and {response.shape}")
     if not (np.isfinite(prompt).all() and np.isfinite(response).all()):
         raise ValueError("embeddings: expected finite numbers, got others")
-    folder.mkdir(parents=True, exist_ok=True)
     lines = [
         {"prompt": row.prompt, "responses": row.responses, "utilities": row.utilities.tolist()}
         | ({"sources": row.sources} if row.sources else {})
         for row in rows
     ]
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    (folder / "pool.jsonl").write_text(text, encoding="utf-8")
-    save_file(
-        {"prompt": prompt.astype(np.float16), "response": response.astype(np.float16)},
-        folder / "embeddings.safetensors",
-    )
+    halves = {"prompt": prompt.astype(np.float16), "response": response.astype(np.float16)}
+    folder.mkdir(parents=True, exist_ok=True)
+    new = folder / "new"  # beside a pool that may be there, which stays whole until this one is
+    new.mkdir(exist_ok=True)
+    (new / "pool.jsonl").write_text(text, encoding="utf-8")
+    save_file(halves, new / "embeddings.safetensors")
     told = {
         "version": VERSION,
         "prompts": p,
@@ -191,10 +195,20 @@ def write_pool(
         "dimension": d,
         "ties": share_of_ties(utilities),
         **facts,
-        "digest": digest(folder / "pool.jsonl", folder / "embeddings.safetensors"),
+        "digest": digest(new / "pool.jsonl", new / "embeddings.safetensors"),
     }
-    (folder / "pool.json").write_text(json.dumps(told, indent=1) + "\n")
+    (new / "pool.json").write_text(json.dumps(told, indent=1) + "\n")
+    (folder / "pool.json").unlink(missing_ok=True)  # so that no pool.json ever tells of other files than its own
+    for name in ("pool.jsonl", "embeddings.safetensors", "pool.json"):
+        (new / name).replace(folder / name)
+    new.rmdir()
     return told
+
+
+def whole(folder: Path) -> bool:
+    """Whether there is a pool, and its files are those that its pool.json tells of."""
+    files = [folder / name for name in ("pool.json", "pool.jsonl", "embeddings.safetensors")]
+    return all(file.is_file() for file in files) and json.loads(files[0].read_text())["digest"] == digest(*files[1:])
 
 
 def read_pool(folder: str | Path) -> Pool:
@@ -208,13 +222,13 @@ def read_pool(folder: str | Path) -> Pool:
     path = folder / "pool.json"
     if not path.is_file():
         raise ValueError(f"{folder}: expected a pool (pool.json, pool.jsonl, embeddings.safetensors); make one with "
-                         "llm-duel pool")  # fmt: skip
+                         "llm-duel pool build")  # fmt: skip
     facts = json.loads(path.read_text())
     if facts.get("version") != VERSION:
         raise ValueError(f"{path}: expected version {VERSION}, got {facts.get('version')!r}; build the pool again")
-    if facts["digest"] != digest(folder / "pool.jsonl", folder / "embeddings.safetensors"):
+    if not whole(folder):
         raise ValueError(f"{folder}: its files are not those that pool.json tells of; build the pool again")
-    rows = [json.loads(line) for line in (folder / "pool.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = list(json_lines(folder / "pool.jsonl"))
     arrays = load_file(folder / "embeddings.safetensors")
     responses = np.empty((len(rows), facts["candidates"]), object)
     for number, row in enumerate(rows):
@@ -252,8 +266,8 @@ def _read(row: Mapping[str, Any], columns: Columns, number: int) -> PoolRow:
 
 def _utility(score: Any, columns: Columns, place: int) -> float:
     where = f"{columns.scores}, number {place}"
-    if isinstance(score, bool) or not isinstance(score, (int, float)) or not np.isfinite(score):
-        raise ValueError(f"{where}: expected a finite number, got {score!r}")
+    if isinstance(score, bool) or not isinstance(score, (int, float)) or not -LARGEST < score < LARGEST:
+        raise ValueError(f"{where}: expected a number between -{LARGEST:g} and {LARGEST:g}, got {score!r:.80}")
     if columns.scale == "rank":
         return -columns.logits * float(score)
     if columns.scale == "utility":
@@ -270,6 +284,8 @@ def _at(row: Mapping[str, Any], path: str) -> Any:
         raise KeyError(f"no column {name!r}; it has {sorted(row)}")
     if not listed:
         return row[name]
+    if not isinstance(row[name], Sequence) or isinstance(row[name], str):
+        raise ValueError(f"{name}: expected a list, got {row[name]!r:.80}")
     return [part[field] if isinstance(part, Mapping) and field in part else None for part in row[name]]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,12 +117,12 @@ def json_lines(path: Path) -> Iterator[Row]:
     """The objects of a JSONL file, gzipped or not; blank lines and a byte order mark are skipped.
 
     Raises:
-        MalformedRow: a line that is no JSON object.
+        MalformedRow: a line that is no JSON object, or a gzipped file that is damaged.
     """
     with (
         gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file
     ):  # decoded line by line, so that the row with the wrong bytes is known
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(_undamaged(file, path), 1):
             if not line.strip():
                 continue
             try:
@@ -133,6 +134,16 @@ def json_lines(path: Path) -> Iterator[Row]:
             if not isinstance(row, dict):
                 raise MalformedRow(f"{path}, row {number}: expected a JSON object, got {type(row).__name__}")
             yield row
+
+
+def _undamaged(file: Iterable[bytes], path: Path) -> Iterator[bytes]:
+    """The lines of a file; one that breaks off inside its compression is an error that says where."""
+    number = 0
+    try:
+        for number, line in enumerate(file, 1):  # noqa: B007 (used below, where there is no next line)
+            yield line
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise MalformedRow(f"{path}: damaged after row {number}: {error}") from None
 
 
 def load_rows(source: str, split: str) -> Iterable[Row]:

@@ -127,8 +127,10 @@ def test_scores_of_all_kinds_become_logits():
         ({"responses": ["a", None]}, "responses, number 2: expected a text, got None"),
         ({"responses": ["a", "\ud800"]}, "responses, number 2"),
         ({"scores": [1.0]}, "scores: expected 2, one for each response, got 1"),
-        ({"scores": [1.0, float("nan")]}, "scores, number 2: expected a finite number"),
-        ({"scores": [1.0, "good"]}, "scores, number 2: expected a finite number"),
+        ({"scores": [1.0, float("nan")]}, "scores, number 2: expected a number between"),
+        ({"scores": [1.0, "good"]}, "scores, number 2: expected a number between"),
+        ({"scores": [1.0, 1e308]}, "scores, number 2: expected a number between"),
+        ({"scores": [1.0, 10**400]}, "scores, number 2: expected a number between"),
         ({"scores": None}, "scores"),
     ],
 )
@@ -263,6 +265,69 @@ def test_embeddings_do_not_depend_on_the_batch(encoder):
     assert abs(together[0] - together[2]).max() > 1e-2
 
 
+def test_a_list_that_is_not_there_is_named():
+    nested = Columns(responses="answers[].text", scores="answers[].score")
+    with pytest.raises(MalformedRow, match="data, row 1: answers: expected a list, got None"):
+        read_rows([{"prompt": "a", "answers": None}], nested, "data")
+    rows, left = read_rows([{"prompt": "a", "responses": ["b", "b"], "scores": [0, 1]}], Columns(), "data")
+    with pytest.raises(ValueError, match="expected prompts with two different responses or more, got none"):
+        cut(rows, None, left)
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x1c", "\r"])
+def test_a_pool_with_any_mark_that_ends_a_line_somewhere_is_read_back(mark, tmp_path):
+    rows = [{"prompt": f"a{mark}b {n}", "responses": [f"x{mark}y", f"z{n}{mark}"], "scores": [0, 1]} for n in range(4)]
+    vectors = embeddings(tmp_path / "e.npz", 4, count=2)
+    build_pool(write(tmp_path / "d.jsonl", rows), tmp_path / "pool", Columns(), embeddings=vectors, say=lambda _: None)
+    pool = read_pool(tmp_path / "pool")
+    assert pool.prompts == tuple(row["prompt"] for row in rows)
+    assert pool.responses.tolist() == [row["responses"] for row in rows]
+
+
+def test_data_that_are_damaged_are_named(tmp_path):
+    path = tmp_path / "d.jsonl.gz"
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        file.write("".join(json.dumps(row(n)) + "\n" for n in range(200)))
+    whole = path.read_bytes()
+    broken = bytearray(whole)
+    broken[len(whole) // 2] ^= 0xFF
+    for damaged in (whole[: len(whole) // 2], bytes(broken), b"no gzip at all"):
+        path.write_bytes(damaged)
+        with pytest.raises(MalformedRow, match=r"d\.jsonl\.gz.*(damaged after row \d+|not JSON|expected UTF-8)"):
+            build_pool(str(path), tmp_path / "pool", Columns(), encoder="none", say=lambda _: None)
+    assert not (tmp_path / "pool").exists()
+
+
+def test_a_build_that_is_killed_leaves_no_pool_of_mixed_files(encoder, tmp_path, monkeypatch):
+    """At every step of replacing a pool by another one: what is left is no pool, and nothing of it is used again."""
+    out, texts = (
+        tmp_path / "pool",
+        [write(tmp_path / f"{n}.jsonl", [row(n + 10 * m) for m in range(3)]) for n in (1, 2)],
+    )
+    build_pool(texts[0], out, Columns(), encoder=encoder, say=lambda _: None)
+    first = read_pool(out)
+    replace = Path.replace
+    for step in range(3):
+        steps = iter(range(9))
+
+        def killed(path, target, steps=steps, step=step):
+            if next(steps) == step:
+                raise KeyboardInterrupt
+            return replace(path, target)
+
+        monkeypatch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            build_pool(texts[1], out, Columns(), encoder=encoder, say=lambda _: None)
+        monkeypatch.undo()
+        with pytest.raises(ValueError, match="expected a pool"):
+            read_pool(out)
+        said = []
+        build_pool(texts[0], out, Columns(), encoder=encoder, say=said.append)
+        assert not any("whose texts are the same" in line for line in said)
+        np.testing.assert_array_equal(read_pool(out).response_embeddings, first.response_embeddings)
+    assert not (out / "new").exists()
+
+
 def test_an_encoder_embeds_once_for_the_same_texts(encoder, tmp_path):
     source = write(tmp_path / "d.jsonl", [row(n) for n in range(8)])
     said = []
@@ -290,6 +355,11 @@ def test_wrong_embeddings_are_refused_before_anything_is_written(tmp_path):
     np.savez(tmp_path / "other.npz", x=np.zeros(2))
     with pytest.raises(ValueError, match="expected arrays prompt and response"):
         build_pool(source, out, Columns(), embeddings=tmp_path / "other.npz", say=lambda _: None)
+    np.save(tmp_path / "one.npy", np.zeros(2))
+    (tmp_path / "text.npz").write_text("no arrays")
+    for name in ("missing.npz", "text.npz", "one.npy"):
+        with pytest.raises(ValueError, match=rf"{name}: expected a \.npz file"):
+            build_pool(source, out, Columns(), embeddings=tmp_path / name, say=lambda _: None)
     for both in ({}, {"encoder": "x", "embeddings": tmp_path / "few.npz"}):
         with pytest.raises(ValueError, match="expected one of encoder and embeddings"):
             build_pool(source, out, Columns(), **both)
