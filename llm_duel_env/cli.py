@@ -127,6 +127,8 @@ def _bench(told: Bench) -> int:
     on = (told.ray, told.ray_gpus) if told.ray is not None else None
     if told.results is None:
         return _tell(table(runs, None)) if told.dry_run else _sweep(runs, told.jobs, f"llm-duel leaderboard {out}", on)
+    from llm_duel_env.benchmark.result_fields import is_result
+    from llm_duel_env.benchmark.run_folder import RunFolder
     from llm_duel_env.benchmark.stored import Kept, keep
 
     kept = Kept(told.results)
@@ -138,7 +140,8 @@ def _bench(told: Bench) -> int:
         return _sweep(missing, told.jobs, f"llm-duel board --results {told.results}", on) if missing else 0
     finally:
         folder = told.results / name
-        print(f"{len(keep(missing, folder, by_task=len(tasks_of(whole)) > 1))} results kept in {folder}")
+        over = [run for run in missing if is_result(RunFolder(run.folder).result)]  # a damaged one was told as broken
+        print(f"{len(keep(over, folder, by_task=len(tasks_of(whole)) > 1))} results kept in {folder}")
 
 
 def _tell(table: Any) -> int:
@@ -188,12 +191,15 @@ def _leaderboard(told: Leaderboard) -> int:
 
     from llm_duel_env.benchmark.leaderboard import tables
     from llm_duel_env.benchmark.report import html, outputs, table
+    from llm_duel_env.benchmark.result_fields import incomplete
     from llm_duel_env.benchmark.results import find_results, has_win_rate
 
     if not told.runs:
         raise ValueError("leaderboard: expected at least one folder of runs")
     outputs.check(told.out, told.parquet)
     results, unfinished = find_results(told.runs)
+    if said := incomplete(results):
+        raise ValueError(said)
     for archive, by in sorted({(result["archive"], result["by"]) for result in results if "archive" in result}):
         print(f"{archive}: runs by {by}; hashes, ledgers, labels and figures fit together")
     if told.rerun is not None:
@@ -234,12 +240,16 @@ def _leaderboard_command(told: Leaderboard) -> str:
 def _submit(told: Submit) -> int:
     from llm_duel_env.benchmark.registry import in_file
     from llm_duel_env.benchmark.rerun import check, rounds_of
+    from llm_duel_env.benchmark.result_fields import incomplete
     from llm_duel_env.benchmark.results import find_results
     from llm_duel_env.benchmark.run_folder import sha256
     from llm_duel_env.benchmark.submission import pack
 
     if told.check is not None:
-        check(find_results(told.runs)[0], rounds_of("--check", told.check))
+        results = find_results(told.runs)[0]
+        if said := incomplete(results):
+            raise ValueError(said)
+        check(results, rounds_of("--check", told.check))
     made = pack(told.runs, told.out, by=told.by, description=told.description, seeds=told.seeds)
     for entry in made["entries"]:
         print(f"{entry['label']} on {entry['env']}: {entry['budget']} queries, seeds {entry['seeds']}")

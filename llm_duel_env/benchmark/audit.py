@@ -11,14 +11,16 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from llm_duel_env.benchmark.audit_totals import Denied, check_totals
 from llm_duel_env.benchmark.outcome import CURVE_POINTS
+from llm_duel_env.benchmark.result_fields import NEEDED, Check, is_count, is_number, wrong
 from llm_duel_env.benchmark.results import Result
 from llm_duel_env.benchmark.run_config import RunConfig, env_kwargs_at
 from llm_duel_env.benchmark.run_folder import finite, rounded
@@ -34,7 +36,7 @@ class AuditError(ValueError):
 
 
 def audit(where: str, files: Mapping[str, bytes]) -> Result:
-    """Checks one run and returns its result.
+    """Checks one run and returns its result, which says how often the run was evaluated in results of all versions.
 
     Args:
         where: what the run is called in errors.
@@ -53,7 +55,11 @@ def audit(where: str, files: Mapping[str, bytes]) -> Result:
     metrics = [parse(f"{where}/metrics.jsonl", line) for line in files["metrics.jsonl"].split(b"\n")[:-1]]
     _check_rounds(where, result, metrics, records)
     _check_curve(where, result, metrics)
-    return result
+    try:
+        check_totals(result, config, metrics, records)
+    except Denied as error:
+        raise AuditError(f"{where}: {error}") from None
+    return {**result, "eval_every": config.eval_every}
 
 
 def parse(where: str, content: bytes) -> dict[str, Any]:
@@ -91,53 +97,38 @@ def ledger_records(where: str, content: bytes) -> tuple[dict[str, Any], list[Rec
     return header, records
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
 def _text(value: Any) -> bool:
     return isinstance(value, str) and len(value) <= 1000 and value.isprintable()
 
 
-FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+FIELDS: dict[str, Check] = {
     **dict.fromkeys(("agent", "label", "env"), (lambda v: _text(v) and 0 < len(v) <= 200, "a short printable text")),
     **dict.fromkeys(("fingerprint", "ledger_sha256"), (lambda v: _text(v) and len(v) == 64, "a SHA-256 in hex")),
-    **dict.fromkeys(("env_kwargs", "overrides", "curve"), (lambda v: isinstance(v, dict), "a mapping")),
-    **dict.fromkeys(("seed", "budget", "batch", "eval_prompts", "queries", "rounds"), (_count, "a count")),
-    **dict.fromkeys(("online_win_rate", "cumulative_regret"), (lambda v: v is None or _number(v), "a number or null")),
-    **dict.fromkeys(("gradient_steps", "seconds"), (lambda v: _number(v) and v >= 0, "a number of at least 0")),
     "provenance": (lambda v: v in ("paper", "reconstructed", "ours"), "paper, reconstructed or ours"),
     "needs": (lambda v: isinstance(v, list) and all(map(_text, v)), "a list of names"),
-    "kind": (lambda v: v in ("finite", "text"), "finite or text"),
     "feedback": (lambda v: v in ("bernoulli", "threshold"), "bernoulli or threshold"),
     "status": (lambda v: v in ("finished", "stalled"), "finished or stalled"),
 }  # fmt: skip
-"""What a result must hold: its check, and that in words."""
+"""What of somebody else's result must be more than of the right type (`result_fields`)."""
+PRESENT = (*NEEDED, *FIELDS, "queries", "rounds", "gradient_steps")
+"""What a result must hold: every version wrote these."""
 
 
 def _check_result(where: str, result: dict[str, Any]) -> None:
+    if missing := [name for name in PRESENT if name not in result]:
+        raise AuditError(f"{where}: expected {', '.join(dict.fromkeys(PRESENT))}, got no {missing[0]}")
+    if said := wrong(result):
+        raise AuditError(f"{where}: {said}")
     for name, (fits, words) in FIELDS.items():
-        if name not in result or not fits(result[name]):
-            raise AuditError(f"{where}: {name}: expected {words}, got {str(result.get(name))[:80]!r}")
+        if not fits(result[name]):
+            raise AuditError(f"{where}: {name}: expected {words}, got {str(result[name])[:80]!r}")
     if any(mark in result["label"] for mark in "[]<>|\\`"):  # tables and reports would take them for markup
         raise AuditError(f"{where}: label: expected a name without []<>|\\`, got {result['label']!r}")
-    curve = result["curve"]
-    points = curve.get("queries")
-    if not isinstance(points, list) or not points or len(points) > CURVE_POINTS or not all(map(_count, points)):
+    points = result["curve"].get("queries") or []
+    if not 1 <= len(points) <= CURVE_POINTS or not all(map(is_count, points)):
         raise AuditError(f"{where}: curve: expected queries at 1 to {CURVE_POINTS} evaluations, got {str(points)[:80]}")
     if points != sorted(points) or points[-1] != result["queries"]:
         raise AuditError(f"{where}: curve: expected rising queries that end at {result['queries']}, got {points[-3:]}")
-    for name, values in curve.items():
-        if not isinstance(values, list) or len(values) != len(points):
-            raise AuditError(f"{where}: curve: {name}: expected {len(points)} values, got {str(values)[:80]}")
-        if not all(value is None or _number(value) for value in values):
-            raise AuditError(f"{where}: curve: {name}: expected numbers or null, got {str(values)[:80]}")
-        if "win" in name and not all(value is None or 0 <= value <= 1 for value in values):
-            raise AuditError(f"{where}: curve: {name}: expected values from 0 to 1")
     queries, budget = result["queries"], result["budget"]
     if queries > budget or (result["status"] == "finished" and queries != budget):
         raise AuditError(f"{where}: a {result['status']} run: expected {budget} queries, its budget, got {queries}")
@@ -148,7 +139,9 @@ def _check_config(where: str, result: Result, config: dict[str, Any]) -> RunConf
         told = RunConfig(**config)
     except (TypeError, ValueError) as error:
         raise AuditError(f"{where}/config.json: expected a run's configuration: {error}") from None
-    for name in ("agent", "env", "seed", "budget", "batch", "overrides", "env_kwargs"):
+    for name in ("agent", "env", "seed", "budget", "batch", "overrides", "env_kwargs", "eval_every"):
+        if name not in result and name == "eval_every":  # results of earlier versions do not say
+            continue
         if result[name] != rounded(value := getattr(told, name)):
             raise AuditError(f"{where}: {name}: expected {value!r} as config.json has it, got {result[name]!r}")
     if result["eval_prompts"] > told.eval_prompts:
@@ -178,9 +171,9 @@ def _check_ledger(where: str, result: Result, config: RunConfig, content: bytes)
     before = 0
     for number, record in enumerate(records):
         sound = (
-            _count(record["round"]) and before <= record["round"] < result["rounds"] and _count(record["prompt_id"])
+            is_count(record["round"]) and before <= record["round"] < result["rounds"] and is_count(record["prompt_id"])
             and all(isinstance(record[name], kind) for name in ("first", "second"))
-            and record["first"] != record["second"] and _number(record["probability"])
+            and record["first"] != record["second"] and is_number(record["probability"])
             and 0 <= record["probability"] <= 1 and record["label"] in (0, 0.5, 1)
         )  # fmt: skip
         if not sound:
@@ -212,7 +205,7 @@ def _check_rounds(where: str, result: Result, metrics: list[dict[str, Any]], rec
     ties = Counter(record["round"] for record in records if record["label"] == 0.5)
     for number, line in enumerate(rounds):
         told: list[Any] = [line.get(name) for name in ("charged", "shown", "ties")]
-        if not all(map(_count, told)):
+        if not all(map(is_count, told)):
             raise AuditError(f"{where}/metrics.jsonl: round {number + 1}: expected three counts, got {told}")
         identical = told[1] - told[0]  # a pair of equal responses is shown, is a tie, and costs nothing
         wanted = [charged[number], told[1], ties[number] + identical]
@@ -234,7 +227,7 @@ def _check_rounds(where: str, result: Result, metrics: list[dict[str, Any]], rec
 def _check_sum(where: str, result: Result, rounds: list[dict[str, Any]]) -> None:
     """Adds up the regret of the rounds."""
     told = [(line["shown"], line.get("regret")) for line in rounds if line["shown"]]
-    if result["cumulative_regret"] is None or any(not _number(regret) for _, regret in told):
+    if result["cumulative_regret"] is None or any(not is_number(regret) for _, regret in told):
         return
     total = sum(shown * regret for shown, regret in told)
     if not math.isclose(total, result["cumulative_regret"], rel_tol=1e-4, abs_tol=1e-6):

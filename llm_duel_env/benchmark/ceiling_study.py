@@ -19,14 +19,15 @@ import tyro
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from llm_duel_env.agents.policies.base import PolicyConfig
-from llm_duel_env.agents.policies.candidate import CandidatePolicy
+from llm_duel_env.benchmark.registry import load_agent
 from llm_duel_env.benchmark.report.table import markdown_table
 from llm_duel_env.benchmark.run_config import task_of
 from llm_duel_env.metrics import beats_reference, hard
 from llm_duel_env.randomness import generator
 from llm_duel_env.types import Observation
 
+AGENT = "online_dpo"
+"""Whose policy is taught; on a finite task all agents have the same."""
 LEARNING_RATES = (1e-3, 3e-3, 1e-2)
 BATCH = 64
 MOST_PROMPTS = 2048
@@ -58,7 +59,8 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"expected wins": expect
 
 def taught(task: Any, loss: Callable[[Tensor, Tensor], Tensor], learning_rate: float, passes: int) -> np.ndarray:
     """The held-out offline win rate after each pass over the training prompts: (passes,)."""
-    policy = CandidatePolicy(task, PolicyConfig(), seed=0)
+    agent = load_agent(AGENT)
+    policy: Any = agent(task.view(), agent.configure({}), seed=0, budget=1).policy
     optimizer = torch.optim.AdamW(policy.scorer.parameters(), lr=learning_rate, weight_decay=0.0)
     train = np.arange(min(task.train_prompts, MOST_PROMPTS))
     heldout = task.observe(task.heldout_ids[:MOST_PROMPTS])

@@ -21,6 +21,8 @@ CURVE = (
 """What of an evaluation goes into the result's curve, where the task knows it."""
 LENGTH_CONTROLLED = "length_controlled_win_rate"
 """Of the last evaluation, on tasks of text."""
+TOLD_MORE = {"reward", "scores"}
+"""Needs that cost oracle evaluations beyond labels."""
 CURVE_POINTS = 101
 """Evaluations in the result's curve; of more, this many are kept. The metrics file has them all."""
 

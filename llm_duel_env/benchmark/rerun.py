@@ -1,7 +1,8 @@
 """Plays the first rounds of finished runs again, from seed and settings, and compares them with what the runs hold.
 
-What can be compared: every label in the ledger of those rounds (prompt, both responses, label), and every evaluation on
-the learning curve until then. A run kept without its ledger is compared by its curve alone.
+What can be compared: every label in the ledger of those rounds (prompt, both responses, label), every evaluation on the
+learning curve until then, and, where a run is played to its end, the figures that stand beside its curve. A run kept
+without its ledger is compared by its curve and those figures alone.
 
 On one machine, with as many threads, all must be identical. On another machine sums of floats may round otherwise, and
 once one sampled response or one choice differs, everything after it does: so it is told how far the two agree, and
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from llm_duel_env.benchmark import registry
 from llm_duel_env.benchmark.audit import ledger_records
 from llm_duel_env.benchmark.origin import source_of
+from llm_duel_env.benchmark.outcome import LENGTH_CONTROLLED, outcome
 from llm_duel_env.benchmark.replays import Replay, compare_labels
 from llm_duel_env.benchmark.results import Result
 from llm_duel_env.benchmark.run_config import RunConfig, env_spec
@@ -37,6 +39,11 @@ if TYPE_CHECKING:
 
 ROUNDS = 20
 """Rounds that are played again where nobody says how many."""
+AT_END = (
+    *("kind", "feedback", "eval_prompts", "queries", "rounds", "status", "online_win_rate", "cumulative_regret"),
+    *(LENGTH_CONTROLLED, "gradient_steps", "generated_tokens", "evaluations", "labels", "beliefs"),
+)
+"""Figures of a result that a replay to the end gives too; earlier versions wrote fewer. Time depends on the machine."""
 OURS = ("synthetic", "tiny_tldr", "pool")
 """Tasks that a run from somebody else is played on again: they ask no server, no person and no hub for anything."""
 
@@ -191,9 +198,10 @@ def _check_task(session: Session, result: Result) -> None:
 
 
 def _play(session: Session, result: Result, rounds: int) -> Replay:
-    """Plays, and evaluates where the run did; the evaluations compared."""
+    """Plays, and evaluates where the run did; the evaluations compared, and at the run's end its other figures."""
     curve = result["curve"]
     points = list(curve["queries"])
+    examined = set((result.get("beliefs") or {}).get("queries", ()))  # not all of them are on a thinned curve
     session.start()
     at, equal, difference = 1, 0, ""
     problem = _evaluation_difference(session, curve, 0)
@@ -208,6 +216,10 @@ def _play(session: Session, result: Result, rounds: int) -> Replay:
         elif at < len(points) and session.queries > points[at]:
             difference = difference or f"there is an evaluation after {points[at]} queries, here no round ends there"
             break
+        elif session.queries in examined and session.queries > session.curve[-1]["queries"]:
+            session.evaluate()
+    if session.over and not difference:
+        difference = _end_difference(session, result)
     played = int(session.core.round)
     return Replay(rounds=played, evaluations=at, evaluations_equal=equal, difference=difference)
 
@@ -221,6 +233,16 @@ def _evaluation_difference(session: Session, curve: dict[str, list[Any]], at: in
     first, told = differing[0], f"{len(differing)} of {len(curve)} figures differ: {', '.join(differing)}"
     was = f"{first} was {curve[first][at]}, here {mine.get(first)}"
     return f"evaluation after {curve['queries'][at]} queries: {was} ({told})"
+
+
+def _end_difference(session: Session, result: Result) -> str:
+    """Which figures of a run's end are others than those of its result; empty where none is."""
+    mine = outcome(session)
+    differing = [name for name in AT_END if name in result and result[name] != mine[name]]
+    if not differing:
+        return ""
+    was, here = (str(one[differing[0]])[:200] for one in (result, mine))
+    return f"at the end: {differing[0]} was {was}, here {here} ({len(differing)} differ: {', '.join(differing)})"
 
 
 def _held_labels(result: Result) -> list[Record] | None:

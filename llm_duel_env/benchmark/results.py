@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from llm_duel_env.benchmark import statistics
+from llm_duel_env.benchmark.result_fields import MARKS, wrong
 from llm_duel_env.benchmark.run_folder import read_json
 from llm_duel_env.benchmark.statistics import SEEDS_NEEDED, Interval
 
@@ -33,7 +34,8 @@ def find_results(paths: Iterable[str | Path]) -> tuple[list[Result], list[Path]]
         paths: folders, and archives of `llm-duel submit`, which are checked whole (`submission.read`).
 
     Raises:
-        ValueError: a path does not exist, nothing was found, or an archive is damaged or altered.
+        ValueError: a path does not exist, nothing was found, a result has a figure of another shape than expected, or
+            an archive is damaged or altered.
     """
     results: list[Result] = []
     unfinished: list[Path] = []
@@ -50,7 +52,9 @@ def find_results(paths: Iterable[str | Path]) -> tuple[list[Result], list[Path]]
                 unfinished.append(file.parent)
         for file in sorted(path.rglob("result.json")):
             result = read_json(file)
-            if isinstance(result, dict) and {"agent", "env", "curve", "seed"} <= set(result):
+            if isinstance(result, dict) and set(MARKS) <= set(result):
+                if said := wrong(result):
+                    raise ValueError(f"{file}: {said}")
                 results.append({**result, "folder": str(file.parent)})
     if not results:
         raise ValueError(f"no result.json below {', '.join(map(str, paths))}: finish a run first")

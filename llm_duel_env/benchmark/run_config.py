@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import gymnasium
 
 from llm_duel_env.benchmark import registry
-from llm_duel_env.benchmark.run_folder import RunFolder, read_json
+from llm_duel_env.benchmark.run_folder import RunFolder, read_object
 
 BY_SEED = "by_seed"
 """In the place of a fold's number: see `env_kwargs_at`."""
@@ -53,6 +54,16 @@ class RunConfig:
     """Seconds between two lines of progress where the output is no terminal."""
 
     def __post_init__(self) -> None:
+        for names, kind, words in (
+            (("agent", "env", "label"), str, "a text"),
+            (("overrides", "env_kwargs"), Mapping, "a mapping"),
+            (("eval_every", "checkpoint_every", "heartbeat"), (int, float), "a number"),
+        ):
+            for name in names:
+                if not isinstance(getattr(self, name), kind):
+                    raise ValueError(f"{name}: expected {words}, got {getattr(self, name)!r}")
+        if not isinstance(self.env_kwargs.get("task_kwargs") or {}, Mapping):
+            raise ValueError(f"env_kwargs: task_kwargs: expected a mapping, got {self.env_kwargs['task_kwargs']!r}")
         for name in ("budget", "batch", "eval_prompts", "max_stalled_rounds"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected a whole number of at least 1, got {getattr(self, name)!r}")
@@ -72,16 +83,19 @@ class RunConfig:
         """The configuration of the run in `folder`.
 
         Raises:
-            ValueError: no run was begun there, or its configuration is of another version.
+            ValueError: no run was begun there, or its configuration is damaged or of another version.
         """
         path = RunFolder(folder).config
         if not path.exists():
             raise ValueError(f"there is no run in {folder} ({path} is missing)")
-        stored = read_json(path)
+        stored = read_object(path)
         unknown = set(stored) - {f.name for f in dataclasses.fields(RunConfig)}
         if unknown:
             raise ValueError(f"{path}: unknown settings {sorted(unknown)}; was it written by another version?")
-        return RunConfig(**{**stored, "folder": str(folder)})
+        try:
+            return RunConfig(**{**stored, "folder": str(folder)})
+        except (TypeError, ValueError) as error:  # a setting is missing, or of another type
+            raise ValueError(f"{path}: expected a run's configuration: {error}") from None
 
 
 def check(config: RunConfig) -> None:

@@ -54,9 +54,9 @@ class RunFolder:
             ValueError: its weights or stored responses have changed since.
         """
         path = self.result if self.result.exists() else self.path / "versions.json"
-        was = read_json(path).get("fingerprint") if path.exists() else None
+        was = read_object(path).get("fingerprint") if path.exists() else None
         if was not in (None, now):  # None: begun by a version that wrote none
-            told = f"fingerprint {was[:12]}, now {now[:12]}"
+            told = f"fingerprint {str(was)[:12]}, now {now[:12]}"
             raise ValueError(f"{self.path}: the task's model weights or stored responses have changed since ({told})")
 
     @property
@@ -171,8 +171,20 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        ValueError: the file holds something else; the message names it.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {str(found)[:80]!r}")
+    return found
 
 
 def sha256(path: Path) -> str:

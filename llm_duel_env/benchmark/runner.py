@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from llm_duel_env.benchmark.heartbeat import Heartbeat, Pulse
 from llm_duel_env.benchmark.launcher import launched
+from llm_duel_env.benchmark.result_fields import read_result
 from llm_duel_env.benchmark.run_config import RunConfig, check
-from llm_duel_env.benchmark.run_folder import RunFolder, read_json
+from llm_duel_env.benchmark.run_folder import RunFolder
 from llm_duel_env.benchmark.settings import typed
 from llm_duel_env.oracles.base import OracleStopped
 
@@ -67,8 +68,9 @@ def _run(config: RunConfig, resume: bool, say: Callable[[str], None] | None) -> 
     folder = RunFolder(config.folder)
     _on_first(lambda: check_folder(config, folder, resume=resume))
     if folder.result.exists():
-        (say or print)(f"{folder.path}: already {read_json(folder.result)['status']}")
-        return read_json(folder.result)
+        result = read_result(folder.result)
+        (say or print)(f"{folder.path}: already {result['status']}")
+        return result
     name = f"{config.label or config.agent} on {config.env}, seed {config.seed}"
     heartbeat = Heartbeat(name, config.budget, lambda: Pulse(0, "loading"), seconds=config.heartbeat, say=say)
     with stop_signals() as stop, heartbeat:

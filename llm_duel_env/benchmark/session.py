@@ -21,7 +21,7 @@ from llm_duel_env.benchmark import registry, shared
 from llm_duel_env.benchmark.beliefs import Examiner
 from llm_duel_env.benchmark.heartbeat import Pulse
 from llm_duel_env.benchmark.labels import label_counts
-from llm_duel_env.benchmark.outcome import LENGTH_CONTROLLED, known, outcome
+from llm_duel_env.benchmark.outcome import LENGTH_CONTROLLED, TOLD_MORE, known, outcome
 from llm_duel_env.benchmark.run_config import RunConfig, env_kwargs_at, env_spec
 from llm_duel_env.benchmark.run_folder import (
     MetricsFile,
@@ -147,8 +147,10 @@ class Session:
             learnt = self.agent.update(duels.judged(info["preference"], **self.agent.told(reward, info)))
         self.truncated = bool(np.all(truncated))
         self.bought = [*self.bought, self.queries - queries][-self.config.max_stalled_rounds :]
-        self.sums["generated_tokens"] += self._generated_tokens() - generated
-        self._log("round", self._round_metrics(duels, info, learnt))
+        generated = self._generated_tokens() - generated
+        self.sums["generated_tokens"] += generated
+        tokens: Metrics = {"generated_tokens": generated} if self.core.task.kind == "text" else {}
+        self._log("round", self._round_metrics(duels, info, learnt) | tokens)
         self.played = duels, info
 
     def evaluate_if_due(self) -> None:
@@ -161,9 +163,12 @@ class Session:
 
     def evaluate(self) -> None:
         """Measures the deployed policy on the held-out prompts."""
+        settled: Metrics = {}
         if self.over:  # what is deployed has learnt all
             with self._clock("update"):
-                self.sums["gradient_steps"] += self.agent.policy.settle().get("gradient_steps", 0)
+                steps = self.agent.policy.settle().get("gradient_steps", 0)
+            self.sums["gradient_steps"] += steps
+            settled = {"agent/gradient_steps": float(steps)} if steps else {}  # as rounds log theirs
         with self._clock("evaluate"):
             responses = self.agent.respond(self.core.task.observe(self.heldout))
             measured = shared.evaluate_prompts(self.core, responses)
@@ -181,7 +186,7 @@ class Session:
             interval = bootstrap_interval(wins[judged], seed=self.config.seed, resamples=1000)
             point |= {"win_low": interval.low, "win_high": interval.high}
         self.curve.append({"queries": self.queries} | point | self.so_far())
-        self._log("eval", point | beliefs | self.so_far())
+        self._log("eval", point | beliefs | settled | self.so_far())
 
     def _sample(self) -> None:
         """Writes a few duels of the last round for people to read."""
@@ -274,10 +279,14 @@ class Session:
         self.sums["gradient_steps"] += learnt.get("gradient_steps", 0)
         for name, count in label_counts(info).items():
             self.sums[f"labels/{name}"] += count
+        evaluations = 0
         if "reward" in self.agent.needs:  # the oracle judged both responses of every pair shown against the reference
-            self.sums["evaluations"] += 2 * int(shown.sum())
+            evaluations += 2 * int(shown.sum())
         if "scores" in self.agent.needs:
-            self.sums["evaluations"] += int(np.sum(info["evaluations"]))
+            evaluations += int(np.sum(info["evaluations"]))
+        self.sums["evaluations"] += evaluations
+        if TOLD_MORE & set(self.agent.needs):
+            found["evaluations"] = evaluations
         return found | {f"agent/{name}": float(value) for name, value in learnt.items()} | self.so_far()
 
     def so_far(self) -> Metrics:

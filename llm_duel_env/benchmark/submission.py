@@ -29,10 +29,11 @@ from llm_duel_env.benchmark.archive import (
 )
 from llm_duel_env.benchmark.audit import REQUIRED, audit, parse
 from llm_duel_env.benchmark.machine import versions
+from llm_duel_env.benchmark.result_fields import is_count
 from llm_duel_env.benchmark.results import Result, find_results
 
 FORMAT = 1
-ALIKE = ("budget", "batch", "eval_prompts", "feedback")
+ALIKE = ("budget", "batch", "eval_every", "eval_prompts", "feedback")
 """What all runs on one environment must have in common; those of one seed also what its task is made of."""
 
 
@@ -193,6 +194,9 @@ def read(path: str | Path) -> Submission:
         told = parse(f"{path}/{MANIFEST}", content_of(path, archive, members[MANIFEST]))
         if told.get("format") != FORMAT or not isinstance(told.get("runs"), dict):
             raise SubmissionError(f"{path}: expected a manifest of format {FORMAT}, got {str(told.get('format'))[:20]}")
+        seeds = told.get("seeds") or []
+        if not isinstance(seeds, list) or not all(map(is_count, seeds)):
+            raise SubmissionError(f"{path}: manifest: seeds: expected a list of counts, got {str(seeds)[:80]}")
         results: dict[str, Result] = {}
         sizes: dict[str, dict[str, Any]] = {}
         for name, run in told["runs"].items():
@@ -211,7 +215,7 @@ def read(path: str | Path) -> Submission:
                 raise SubmissionError(f"{path}: expected the run {_name(results[name])}, got it as {name[:100]}")
     if extra := sorted(set(members) - {MANIFEST}):
         raise SubmissionError(f"{path}: expected the files that the manifest names, got {extra[0]} too")
-    check_together(results.values(), told.get("seeds") or ())
+    check_together(results.values(), seeds)
     _check_manifest(path, told, results, sizes)
     gathered: list[Result] = [
         {**result, "folder": f"{path}/{name}", "archive": str(path), "member": name, "by": told["by"]}

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from llm_duel_env.benchmark.heartbeat import Heartbeat, Pulse
+from llm_duel_env.benchmark.result_fields import read_result
 from llm_duel_env.benchmark.run_config import RunConfig, fingerprint_of
 from llm_duel_env.benchmark.run_folder import RunFolder, last_queries
 from llm_duel_env.benchmark.runner import check_folder
@@ -63,12 +64,13 @@ def _settled(run: RunConfig, outcome: Sweep, made_of: dict[str, str]) -> bool:
         return False
     try:
         check_folder(run, folder, resume=True)
+        read_result(folder.result)
         task = json.dumps([run.env, run.env_kwargs], sort_keys=True)
         if task not in made_of:
             made_of[task] = fingerprint_of(run.env, run.env_kwargs)
         folder.check_fingerprint(made_of[task])
         outcome.finished.append(run.folder)
-    except ValueError as error:  # a recipe, a suite or a model has changed since: its result is not this run's
+    except ValueError as error:  # damaged; or a recipe, a suite or a model has changed since: it is not this run's
         outcome.broken[run.folder] = f"{error}; move the folder away, or choose another"
     return True
 

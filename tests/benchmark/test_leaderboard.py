@@ -346,6 +346,34 @@ def test_results_are_found_and_everything_is_written(tmp_path):
     assert "0.33" in shown
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"length_controlled_win_rate": "high"}, "length_controlled_win_rate: expected a share or null, got 'high'"),
+        ({"evaluations": "many"}, "evaluations: expected a count, got 'many'"),
+        ({"beliefs": [1]}, "beliefs: expected a mapping of lists"),
+        ({"beliefs": {"queries": [], "believed": []}}, "beliefs: queries: expected a list of counts"),
+        ({"agent_config": [1]}, "agent_config: expected a mapping"),
+        ({"time": [1]}, "time: expected a mapping of seconds"),
+        ({"kind": "odd"}, "kind: expected finite or text"),
+        ({"curve": [1]}, "curve: expected a mapping of lists"),
+        ({"curve": {"offline_win_rate": [0.5]}}, "curve: queries: expected a list of counts, got 'None'"),
+        ({"curve": {"queries": [0, 9], "offline_win_rate": [0.5]}}, "curve: offline_win_rate: expected 2 values"),
+        ({"curve": {"queries": [0], "offline_win_rate": [1.5]}}, "offline_win_rate: expected numbers from 0 to 1"),
+        ({"curve": {"queries": [0], "win_low": [0.5]}}, "expected win_low and win_high to be known at the same"),
+        ({"label": None}, "label: expected a text"),
+        ({"label": ...}, "got no label"),
+    ],
+)
+def test_a_result_of_another_shape_is_refused_by_its_name(tmp_path, capsys, changes, said):
+    told = {name: value for name, value in {**result("sea", 0, FAST), **changes}.items() if value is not ...}
+    (tmp_path / "result.json").write_text(json.dumps(told))
+    assert cli.carry_out(cli.Leaderboard((tmp_path,), html=tmp_path / "report.html")) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert str(tmp_path / "result.json") in err
+
+
 def test_nothing_found_is_said(tmp_path):
     with pytest.raises(ValueError, match=r"no result\.json"):
         find_results([tmp_path])

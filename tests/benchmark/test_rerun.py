@@ -100,6 +100,41 @@ def test_a_result_that_is_kept_without_its_ledger_is_compared_by_its_curve(runs,
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"length_controlled_win_rate": 0.99}, "length_controlled_win_rate was 0.99, here None (1 differ"),
+        ({"gradient_steps": 1}, "gradient_steps was 1, here "),
+        ({"evaluations": 7, "labels": {}}, "evaluations was 7, here 0 (2 differ: evaluations, labels)"),
+        (
+            {"beliefs": {"queries": [0], "believed": [0.9]}},
+            "beliefs was {'queries': [0], 'believed': [0.9]}, here None",
+        ),
+        ({"online_win_rate": 0.99, "cumulative_regret": 0.0}, "online_win_rate was 0.99, here "),
+        ({"eval_prompts": 512}, "eval_prompts was 512, here 24"),
+        ({"status": "stalled"}, "status was stalled, here finished"),
+    ],
+)
+def test_figures_beside_the_curve_are_compared_at_the_end(runs, changes, said):
+    raised = {**result_of(runs / "dpo"), **changes}
+    assert replay(raised, 3).equal  # nothing is known of them before the end
+    seen = replay(raised, 10_000)
+    assert said in seen.difference
+    assert seen.difference.startswith("at the end: ")
+    assert not seen.equal
+    assert checked([{**raised, "replay": seen.as_found()}]).startswith("differs: ")
+
+
+def test_beliefs_are_examined_where_the_run_did_though_its_kept_curve_is_thinner(runs):
+    result = result_of(runs / "sea" / "seed-0")
+    curve = {name: [values[0], values[-1]] for name, values in result["curve"].items()}
+    assert len(result["beliefs"]["queries"]) > 2
+    seen = replay({**result, "curve": curve}, 10_000)
+    assert (seen.equal, seen.evaluations) == (True, 2)
+    lower = {**result["beliefs"], "believed": [0.5] * len(result["beliefs"]["queries"])}
+    assert "at the end: beliefs was" in replay({**result, "curve": curve, "beliefs": lower}, 10_000).difference
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
         ({"agent": "nobodys_agent"}, "agent nobodys_agent is not installed"),
         ({"agent": "/tmp/evil.py:Agent", "archive": "a.zip"}, "is a file of its author's"),
         ({"env": "duel/Elsewhere-v0"}, "no environment is called"),

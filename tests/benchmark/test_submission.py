@@ -7,12 +7,13 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from benchmark_helpers import WORLD, config, silent
+from benchmark_helpers import WORLD, config, sea, silent
 
 from llm_duel_env import cli
 from llm_duel_env.benchmark import archive
 from llm_duel_env.benchmark.archive import SubmissionError
 from llm_duel_env.benchmark.audit import REQUIRED, AuditError, audit
+from llm_duel_env.benchmark.outcome import LENGTH_CONTROLLED
 from llm_duel_env.benchmark.results import find_results
 from llm_duel_env.benchmark.runner import run
 from llm_duel_env.benchmark.submission import pack, read
@@ -119,6 +120,11 @@ def with_another_budget(copy):
     run(config(copy / "dpo" / "seed-1", seed=1, budget=40), say=silent)
 
 
+def evaluated_less_often(copy):
+    shutil.rmtree(copy / "dpo" / "seed-1")
+    run(config(copy / "dpo" / "seed-1", seed=1, eval_every=0.5), say=silent)
+
+
 def without_ledgers(copy):
     (copy / "dpo" / "seed-1" / "ledger.jsonl").unlink()
 
@@ -129,6 +135,7 @@ def without_ledgers(copy):
         (unfinished, "expected finished runs, got 1 that are not"),
         (without_a_seed, r"expected the seeds 0, 1, got 1: seeds 0 are missing"),
         (with_another_budget, "budget: expected 40 as online_dpo, seed 1 has it, got 100|budget: expected 100 as"),
+        (evaluated_less_often, r"eval_every: expected 0\.[15] as online_dpo, seed [01] has it, got 0\.[15]"),
         (without_ledgers, "got no ledger.jsonl"),
     ],
 )
@@ -182,6 +189,17 @@ def test_files_of_a_run_that_fit_are_its_result(runs):
     assert audit("x", files) == json.loads(files["result.json"])
 
 
+def test_results_of_earlier_versions_lack_fields_and_are_taken(runs):
+    files = of_one(runs)
+    result = json.loads(files["result.json"])
+    for name in ("evaluations", "labels", "beliefs", "length_controlled_win_rate", "generated_tokens", "eval_every"):
+        del result[name]
+    assert audit("x", files | {"result.json": json.dumps(result).encode()}) == {**result, "eval_every": 0.1}
+    del result["gradient_steps"]  # which every version wrote
+    with pytest.raises(AuditError, match="got no gradient_steps"):
+        audit("x", files | {"result.json": json.dumps(result).encode()})
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
@@ -194,6 +212,46 @@ def test_files_of_a_run_that_fit_are_its_result(runs):
         (lambda f: with_result(f, rounds=3), "expected a label of a duel|expected 3 rounds"),
         (lambda f: with_result(f, label="[red]x"), "label: expected a name without"),
         (lambda f: with_result(f, needs="scores"), "needs: expected a list of names"),
+        (
+            lambda f: with_result(f, gradient_steps=1),
+            r"gradient_steps: expected \d\d, as of metrics.jsonl, added up, got 1",
+        ),
+        (lambda f: with_result(f, seconds=0.0001), "seconds: expected at least .* got 0.0001"),
+        (
+            lambda f: with_result(f, evaluations=9),
+            "evaluations: expected 0, as of an agent that is told of none, got 9",
+        ),
+        (lambda f: with_result(f, labels__flipped=0), "labels: expected .*'flipped': 1"),
+        (lambda f: with_result(f, labels__identical=0), "labels: expected "),
+        (
+            lambda f: with_result(f, beliefs={"queries": [0], "believed": [0.9]}),
+            "beliefs: expected None, as of the eval",
+        ),
+        (lambda f: with_result(f, generated_tokens=5), "generated_tokens: expected None, as of a finite task, got 5"),
+        (
+            lambda f: with_result(f, length_controlled_win_rate=0.9),
+            "length_controlled_win_rate: expected None, as of the",
+        ),
+        (
+            lambda f: with_result(f, length_controlled_win_rate=9.9),
+            "length_controlled_win_rate: expected a share or null",
+        ),
+        (lambda f: with_result(f, eval_every=0.5), "eval_every: expected 0.1 as config.json has it, got 0.5"),
+        (
+            lambda f: with_result(f, length_controlled_win_rate="high"),
+            "length_controlled_win_rate: expected a share or",
+        ),
+        (lambda f: with_result(f, evaluations="many"), "evaluations: expected a count, got 'many'"),
+        (lambda f: with_result(f, seconds=10**400), "seconds: expected a number of at least 0"),
+        (lambda f: with_result(f, beliefs=[1]), "beliefs: expected a mapping of lists"),
+        (lambda f: with_result(f, beliefs={"queries": [0], "believed": []}), "beliefs: believed: expected 1 values"),
+        (lambda f: with_result(f, agent_config=["x"]), "agent_config: expected a mapping"),
+        (lambda f: with_result(f, versions=["x"]), "versions: expected a mapping"),
+        (lambda f: with_result(f, env_kwargs={"task_kwargs": [1]}), "env_kwargs: expected a mapping, with a mapping"),
+        (
+            lambda f: f | {"config.json": b'{"agent": "x", "env": "y", "folder": "", "eval_every": "z"}'},
+            "expected a run's",
+        ),
         (
             lambda f: with_result(f, curve__offline_win_rate=[0.99] * len(json.loads(f["result.json"])["curve"]["kl"])),
             "no such evaluation",
@@ -219,6 +277,33 @@ def test_files_of_a_run_that_fit_are_its_result(runs):
 def test_figures_that_the_ledger_and_the_metrics_deny_are_refused(runs, spoil, said):
     with pytest.raises(AuditError, match=said):
         audit("x", spoil(of_one(runs)))
+
+
+def test_totals_follow_from_the_files_whatever_the_agent_is_told(tmp_path):
+    """Beliefs, a lesson that is learnt in the background, scores, and tokens on a task of text."""
+    text = {"env": "duel/TinyTLDR-v0", "env_kwargs": {}, "budget": 6, "batch": 3, "eval_prompts": 6, "eval_every": 0.5}
+    for told, names in (
+        (sea(tmp_path / "sea"), ["beliefs", "gradient_steps", "labels"]),
+        (config(tmp_path / "background", overrides={"policy.asynchronous": True}), ["gradient_steps"]),
+        (config(tmp_path / "scores", agent="rdo", overrides={}), ["evaluations"]),
+        (config(tmp_path / "text", overrides={}, **text), ["length_controlled_win_rate", "generated_tokens"]),
+    ):
+        run(told, say=silent)
+        files = {name: Path(told.folder, name).read_bytes() for name in REQUIRED}
+        result = audit("x", files)
+        for name in names:
+            assert result[name]
+            raised = {"beliefs": None, "labels": {}, LENGTH_CONTROLLED: 0.999}.get(name, 10_000)
+            with pytest.raises(AuditError, match=f"{name}: expected"):
+                audit("x", with_result(files, **{name: raised}))
+        lines = [json.loads(line) for line in files["metrics.jsonl"].splitlines()]
+        for line in lines[1:]:  # as earlier versions wrote them
+            for name in {"evaluations", "generated_tokens"} & set(line):
+                del line[name]
+            if line["kind"] == "eval":
+                line.pop("agent/gradient_steps", None)
+        old = files | {"metrics.jsonl": b"".join(json.dumps(line).encode() + b"\n" for line in lines)}
+        assert audit("x", old) == result
 
 
 def test_a_truncated_archive_is_refused(packed, tmp_path):
@@ -276,6 +361,8 @@ def spoiled(files):
         (edited_manifest("format", lambda _: 2), "manifest of format 1, got 2"),
         (edited_manifest("runs", lambda r: dict(list(r.items())[1:])), "expected the files that the manifest names"),
         (edited_manifest("seeds", lambda _: [5]), "expected the seeds 5"),
+        (edited_manifest("seeds", lambda _: 5), "manifest: seeds: expected a list of counts, got 5"),
+        (edited_manifest("seeds", lambda _: [{}]), r"manifest: seeds: expected a list of counts, got \[\{\}\]"),
         (spoiled, "altered: expected"),
         (resealed_result, "no such evaluation"),
         (lambda files: files.pop("manifest.json"), r"a zip without manifest\.json"),

@@ -175,3 +175,18 @@ def test_an_intransitive_oracle_is_played_with_regret_and_without_utility(tmp_pa
     ids = np.arange(4)
     lost = task.oracle.optimal_win_probability(task.observe(ids), np.zeros(4, int))
     assert (lost >= 0.5 - 1e-7).all()
+
+
+def test_a_damaged_result_is_told_and_not_kept(command, tmp_path):
+    """The others are played and kept."""
+    told = {"name": "mixed", "entries": [{**MIXED["entries"][0], "agents": ["uniform"], "seeds": 3}]}
+    assert command(told)[0] == 0
+    first, second, _ = sorted((tmp_path / "runs").rglob("result.json"))
+    first.write_text("[]")
+    second.write_text("no JSON")
+    code, out, err = command(told, "--results", "kept")
+    assert code == 1
+    assert f"broken: {first.parent.relative_to(tmp_path)}: " in err
+    assert "expected the result of a run, got '[]'" in err
+    assert "result.json is not JSON" in err
+    assert "1 results kept in kept/mixed" in out

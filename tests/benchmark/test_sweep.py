@@ -38,6 +38,35 @@ def test_a_sweep_goes_on_past_what_breaks_and_can_be_repeated(tmp_path):
     assert (len(again.finished), again.broken) == (3, {})
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("config.json", "[]", "config.json: expected a JSON object, got '[]'"),
+        ("config.json", "{}", "config.json: expected a run's configuration"),
+        ("config.json", '{"agent": 5, "env": "x"}', "agent: expected a text, got 5"),
+        ("result.json", "[]", "result.json: expected the result of a run, got '[]'"),
+        ("result.json", "{}", "result.json: expected the result of a run, got '{}'"),
+        (
+            "result.json",
+            '{"agent": "x", "env": "x", "seed": 0, "status": "x", "curve": 5}',
+            "curve: expected a mapping",
+        ),
+        ("result.json", "no JSON", "result.json is not JSON"),
+    ],
+)
+def test_a_damaged_folder_is_told_and_the_rest_goes_on(tmp_path, name, content, said):
+    damaged, well = (config(tmp_path / each, agent="uniform", overrides={}) for each in ("damaged", "well"))
+    run(damaged, say=silent)
+    run(well, say=silent)
+    Path(damaged.folder, name).write_text(content)
+    outcome = sweep([damaged, well], jobs=1, say=silent)
+    assert outcome.finished == [well.folder]
+    assert said in outcome.broken[damaged.folder]
+    if name == "config.json":  # as of a run that is begun and not over
+        Path(damaged.folder, "result.json").unlink()
+        assert said in play(json.dumps(dataclasses.asdict(damaged)))
+
+
 def test_a_finished_run_of_other_settings_is_not_taken_for_this_one(tmp_path):
     told = config(tmp_path / "run", agent="uniform", overrides={})
     run(told, say=silent)
