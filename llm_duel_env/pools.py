@@ -140,11 +140,15 @@ def _opened(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             names = set(arrays.files)
-            if {"prompt", "response"} <= names:
-                return arrays["prompt"], arrays["response"]
-    except (zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path}: damaged: {error}") from None
-    raise ValueError(f"{path}: expected arrays prompt and response, got {sorted(names)}")
+            found = {name: arrays[name] for name in ("prompt", "response") if name in names}
+    except (zipfile.BadZipFile, zlib.error, ValueError, RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f"{path}: damaged, or no arrays of numbers: {error}") from None
+    if not {"prompt", "response"} <= names:
+        raise ValueError(f"{path}: expected arrays prompt and response, got {sorted(names)}")
+    for name, array in found.items():
+        if array.dtype.kind not in "fiu":
+            raise ValueError(f"{path}, {name}: expected real numbers, got {array.dtype}")
+    return found["prompt"], found["response"]
 
 
 def _given(

@@ -36,7 +36,7 @@ def origin(config: RunConfig, folder: RunFolder) -> dict[str, Any]:
     if stored.exists():
         found["versions"] = {name: value for name, value in read_json(stored).items() if name != "fingerprint"}
     if commands.exists():
-        found["sittings"] = len(commands.read_text().splitlines())
+        found["sittings"] = commands.read_text().count("\n")
     return found
 
 

@@ -27,9 +27,11 @@ VERSION = 1
 CLIP = 1e-4
 """Probabilities are held this far from 0 and 1 before they become logits."""
 LARGEST = 1e30
-"""Scores are below this, so that what is computed of them stays finite in single precision."""
+"""Scores and utilities are below this, so that what is computed of them stays finite in single precision."""
 TIE = 1e-6
 """Utilities closer than this are a tie."""
+FILES = ("pool.jsonl", "embeddings.safetensors", "pool.json")
+"""Of a pool, in the order that they are put in place: pool.json is last, as it tells of the others."""
 FOLDS = 5
 """Parts that a pool's prompts are dealt into, unless the user says otherwise."""
 WHERE = "LLM_DUEL_POOL"
@@ -49,6 +51,10 @@ class Columns:
     """What a score is: a utility in logits, a probability of beating something fixed, or a rank (1 is the best)."""
     logits: float = 1.0
     """How many logits one unit of a utility or a rank is worth."""
+
+    def __post_init__(self) -> None:
+        if not np.isfinite(self.logits):
+            raise ValueError(f"logits: expected a finite number, got {self.logits!r}")
 
 
 PRESETS = {
@@ -182,12 +188,15 @@ def write_pool(
         for row in rows
     ]
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    halves = {"prompt": prompt.astype(np.float16), "response": response.astype(np.float16)}
+    with np.errstate(over="ignore"):  # what overflows is infinite, and refused
+        halves = {"prompt": prompt.astype(np.float16), "response": response.astype(np.float16)}
+    if not all(np.isfinite(half).all() for half in halves.values()):
+        largest = max(np.abs(prompt).max(), np.abs(response).max())
+        raise ValueError(f"embeddings: expected numbers that half precision holds (to 65504), got {largest:g}")
     folder.mkdir(parents=True, exist_ok=True)
-    new = folder / "new"  # beside a pool that may be there, which stays whole until this one is
-    new.mkdir(exist_ok=True)
-    (new / "pool.jsonl").write_text(text, encoding="utf-8")
-    save_file(halves, new / "embeddings.safetensors")
+    new = {name: folder / f"{name}.new" for name in FILES}  # a pool that is there stays whole until this one is
+    new["pool.jsonl"].write_text(text, encoding="utf-8")
+    save_file(halves, new["embeddings.safetensors"])
     told = {
         "version": VERSION,
         "prompts": p,
@@ -195,20 +204,24 @@ def write_pool(
         "dimension": d,
         "ties": share_of_ties(utilities),
         **facts,
-        "digest": digest(new / "pool.jsonl", new / "embeddings.safetensors"),
+        "digest": digest(new["pool.jsonl"], new["embeddings.safetensors"]),
     }
-    (new / "pool.json").write_text(json.dumps(told, indent=1) + "\n")
+    new["pool.json"].write_text(json.dumps(told, indent=1) + "\n")
     (folder / "pool.json").unlink(missing_ok=True)  # so that no pool.json ever tells of other files than its own
-    for name in ("pool.jsonl", "embeddings.safetensors", "pool.json"):
-        (new / name).replace(folder / name)
-    new.rmdir()
+    for name, path in new.items():
+        path.replace(folder / name)
     return told
 
 
 def whole(folder: Path) -> bool:
     """Whether there is a pool, and its files are those that its pool.json tells of."""
-    files = [folder / name for name in ("pool.json", "pool.jsonl", "embeddings.safetensors")]
-    return all(file.is_file() for file in files) and json.loads(files[0].read_text())["digest"] == digest(*files[1:])
+    *files, path = (folder / name for name in FILES)
+    if not all(file.is_file() for file in (*files, path)):
+        return False
+    try:
+        return _facts(path).get("digest") == digest(*files)
+    except ValueError:
+        return False
 
 
 def read_pool(folder: str | Path) -> Pool:
@@ -216,22 +229,29 @@ def read_pool(folder: str | Path) -> Pool:
 
     Raises:
         ValueError: there is none, it is of another version, or its files are not those that were written; says how to
-            make one.
+            make one. A broken line is named.
     """
     folder = Path(folder).expanduser()
     path = folder / "pool.json"
     if not path.is_file():
         raise ValueError(f"{folder}: expected a pool (pool.json, pool.jsonl, embeddings.safetensors); make one with "
                          "llm-duel pool build")  # fmt: skip
-    facts = json.loads(path.read_text())
+    facts = _facts(path)
     if facts.get("version") != VERSION:
         raise ValueError(f"{path}: expected version {VERSION}, got {facts.get('version')!r}; build the pool again")
+    lines = folder / "pool.jsonl"
+    rows = list(json_lines(lines)) if lines.is_file() else []  # before the digest, which would not say what line broke
     if not whole(folder):
         raise ValueError(f"{folder}: its files are not those that pool.json tells of; build the pool again")
-    rows = list(json_lines(folder / "pool.jsonl"))
     arrays = load_file(folder / "embeddings.safetensors")
-    responses = np.empty((len(rows), facts["candidates"]), object)
+    p, k, _ = arrays["response"].shape
+    if len(rows) != p:
+        raise ValueError(f"{lines}: expected {p} prompts, as many as have embeddings, got {len(rows)}")
+    responses = np.empty((p, k), object)
     for number, row in enumerate(rows):
+        listed = [row.get(name) for name in ("responses", "utilities")]
+        if "prompt" not in row or not all(isinstance(values, list) and len(values) == k for values in listed):
+            raise MalformedRow(f"{lines}, row {number + 1}: expected prompt, and {k} responses and utilities")
         responses[number] = row["responses"]
     return Pool(
         tuple(row["prompt"] for row in rows),
@@ -241,6 +261,16 @@ def read_pool(folder: str | Path) -> Pool:
         arrays["response"].astype(np.float32),
         facts,
     )
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}; build the pool again") from None
+    if not isinstance(facts, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {facts!r:.80}; build the pool again")
+    return facts
 
 
 def _read(row: Mapping[str, Any], columns: Columns, number: int) -> PoolRow:
@@ -268,10 +298,11 @@ def _utility(score: Any, columns: Columns, place: int) -> float:
     where = f"{columns.scores}, number {place}"
     if isinstance(score, bool) or not isinstance(score, (int, float)) or not -LARGEST < score < LARGEST:
         raise ValueError(f"{where}: expected a number between -{LARGEST:g} and {LARGEST:g}, got {score!r:.80}")
-    if columns.scale == "rank":
-        return -columns.logits * float(score)
-    if columns.scale == "utility":
-        return columns.logits * float(score)
+    if columns.scale != "probability":
+        utility = (-columns.logits if columns.scale == "rank" else columns.logits) * float(score)
+        if not -LARGEST < utility < LARGEST:
+            raise ValueError(f"{where}: expected at most {LARGEST:g} logits, got {score!r} times {columns.logits:g}")
+        return utility
     if not 0 <= score <= 1:
         raise ValueError(f"{where}: expected a probability, got {score!r}")
     return float(logit(np.clip(score, CLIP, 1 - CLIP)))

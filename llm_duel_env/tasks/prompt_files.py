@@ -129,7 +129,7 @@ def json_lines(path: Path) -> Iterator[Row]:
                 row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
             except UnicodeDecodeError as error:
                 raise MalformedRow(f"{path}, row {number}: expected UTF-8, got other bytes: {error}") from None
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:  # also numbers and nesting beyond what Python reads
                 raise MalformedRow(f"{path}, row {number}: not JSON: {error}") from None
             if not isinstance(row, dict):
                 raise MalformedRow(f"{path}, row {number}: expected a JSON object, got {type(row).__name__}")

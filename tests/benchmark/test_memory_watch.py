@@ -39,15 +39,31 @@ def test_room_is_what_the_largest_worker_used_and_a_worker_brings_its_own(monkey
     assert watch.short() == ""
 
 
+PATIENT = """
+import pathlib, time
+from llm_duel_env.baselines.uniform import Uniform
+
+class Patient(Uniform):
+    '''Still at play when the first short run is over and the next one is to be handed out.'''
+
+    def act(self, observation):
+        while not pathlib.Path({short!r}).exists():
+            time.sleep(0.1)
+        if not self.round:
+            time.sleep(3)
+        return super().act(observation)
+"""
+
+
 @linux
 @pytest.mark.slow
 def test_a_sweep_without_memory_says_so_once_and_still_ends(tmp_path, monkeypatch):
     monkeypatch.setattr(memory_watch, "available", lambda: 0)
-    lengths = [100, 100, 100, 3000]  # the long one is still at play when a short one ends
-    runs = [
-        config(tmp_path / str(i), agent="uniform", overrides={}, budget=budget, batch=2)
-        for i, budget in reversed(list(enumerate(lengths)))
-    ]
+    monkeypatch.setattr(memory_watch, "peak", lambda pid: 2 * 10**9)  # of every worker, and it now holds half of that
+    monkeypatch.setattr(memory_watch, "resident", lambda pid: 10**9)
+    (tmp_path / "patient.py").write_text(PATIENT.format(short=str(tmp_path / "0" / "result.json")))
+    agents = [f"{tmp_path / 'patient.py'}:Patient", "uniform", "uniform", "uniform"]
+    runs = [config(tmp_path / str(i - 1), agent=agent, overrides={}, batch=2) for i, agent in enumerate(agents)]
     lines = []
     outcome = sweep(runs, jobs=2, say=lines.append)
     assert (sorted(outcome.finished), outcome.broken) == (sorted(run.folder for run in runs), {})

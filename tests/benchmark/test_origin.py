@@ -36,6 +36,13 @@ def test_a_result_holds_what_its_run_was(tmp_path):
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
 
 
+def test_a_mark_that_ends_a_line_elsewhere_is_no_sitting(tmp_path):
+    folder = RunFolder(tmp_path)
+    for place in ("runs/a\u2028b", "runs/a\x85b"):
+        folder.add_command(f"llm-duel run --agent sea --folder '{place}'")
+    assert origin(RunConfig(agent="sea", env="duel/Synthetic-v0", folder=""), folder)["sittings"] == 2
+
+
 def test_a_setting_that_json_does_not_know_costs_no_result(tmp_path, monkeypatch):
     class Odd:
         @staticmethod

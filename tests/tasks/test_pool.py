@@ -17,6 +17,7 @@ from llm_duel_env import cli
 from llm_duel_env.benchmark.run_config import RunConfig, task_of
 from llm_duel_env.benchmark.runner import run
 from llm_duel_env.pools import build_pool, encode
+from llm_duel_env.tasks.fingerprint import digest
 from llm_duel_env.tasks.pool import Pool
 from llm_duel_env.tasks.pool_files import (
     PRESETS,
@@ -265,6 +266,13 @@ def test_embeddings_do_not_depend_on_the_batch(encoder):
     assert abs(together[0] - together[2]).max() > 1e-2
 
 
+@pytest.mark.parametrize("logits", [float("nan"), float("inf"), 1e300, -1e300])
+@pytest.mark.parametrize("scale", ["utility", "rank"])
+def test_a_unit_of_too_many_logits_is_refused(logits, scale):
+    with pytest.raises(ValueError, match=r"logits: expected a finite number|row 1: scores, number 2.*1e\+30 logits"):
+        read_rows([row(0, 2) | {"scores": [0, 1e29]}], Columns(scale=scale, logits=logits), "x")
+
+
 def test_a_list_that_is_not_there_is_named():
     nested = Columns(responses="answers[].text", scores="answers[].score")
     with pytest.raises(MalformedRow, match="data, row 1: answers: expected a list, got None"):
@@ -325,7 +333,47 @@ def test_a_build_that_is_killed_leaves_no_pool_of_mixed_files(encoder, tmp_path,
         build_pool(texts[0], out, Columns(), encoder=encoder, say=said.append)
         assert not any("whose texts are the same" in line for line in said)
         np.testing.assert_array_equal(read_pool(out).response_embeddings, first.response_embeddings)
-    assert not (out / "new").exists()
+    assert sorted(path.name for path in out.iterdir()) == ["embeddings.safetensors", "pool.json", "pool.jsonl"]
+
+
+def test_files_of_others_in_the_folder_are_left_alone(folder, tmp_path):
+    (folder / "new").mkdir()
+    (folder / "new" / "notes").write_text("mine")
+    rows, vectors = [row(n) for n in range(3)], embeddings(tmp_path / "few.npz", 3)
+    build_pool(write(tmp_path / "d.jsonl", rows), folder, Columns(), embeddings=vectors, say=lambda _: None)
+    assert len(read_pool(folder).prompts) == 3
+    assert (folder / "new" / "notes").read_text() == "mine"
+
+
+@pytest.mark.parametrize("told", [b"", b'{"version": 1, ', b"\xff\xfe", b"[]", b'{"version": 1}'])
+def test_a_pool_json_that_is_broken_is_named_and_built_again(told, encoder, tmp_path):
+    source, out = write(tmp_path / "d.jsonl", [row(n) for n in range(3)]), tmp_path / "pool"
+    build_pool(source, out, Columns(), encoder=encoder, say=lambda _: None)
+    (out / "pool.json").write_bytes(told)
+    with pytest.raises(ValueError, match=r"pool(\.json|: its files).*build the pool again"):
+        read_pool(out)
+    build_pool(source, out, Columns(), encoder=encoder, say=lambda _: None)
+    assert len(read_pool(out).prompts) == 3
+
+
+def test_a_line_that_is_broken_is_named(folder):
+    path, facts = folder / "pool.jsonl", json.loads((folder / "pool.json").read_text())
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text[: len(text) // 2], encoding="utf-8")
+    with pytest.raises(MalformedRow, match=r"pool\.jsonl, row 13: not JSON"):
+        read_pool(folder)
+    lines = text.split("\n")
+    few = json.dumps({"prompt": "p", "responses": ["a"], "utilities": [0.0]})
+    for changed, told in (
+        ([lines[0], "{}", *lines[2:]], "row 2: expected prompt, and 6 responses and utilities"),
+        ([*lines[:4], few, *lines[5:]], "row 5: expected prompt, and 6 responses and utilities"),
+        (lines[1:], "expected 25 prompts, as many as have embeddings, got 24"),
+    ):
+        path.write_text("\n".join(changed), encoding="utf-8")
+        facts["digest"] = digest(path, folder / "embeddings.safetensors")
+        (folder / "pool.json").write_text(json.dumps(facts))
+        with pytest.raises(ValueError, match=rf"pool\.jsonl.*{told}"):
+            read_pool(folder)
 
 
 def test_an_encoder_embeds_once_for_the_same_texts(encoder, tmp_path):
@@ -360,6 +408,22 @@ def test_wrong_embeddings_are_refused_before_anything_is_written(tmp_path):
     for name in ("missing.npz", "text.npz", "one.npy"):
         with pytest.raises(ValueError, match=rf"{name}: expected a \.npz file"):
             build_pool(source, out, Columns(), embeddings=tmp_path / name, say=lambda _: None)
+    good = {"prompt": np.zeros((6, 5)), "response": np.zeros((6, K, 5))}
+    for changed, told in (
+        ({"prompt": np.full((6, 5), "x")}, r"kinds\.npz, prompt: expected real numbers, got <U1"),
+        ({"response": good["response"] * 1j}, r"kinds\.npz, response: expected real numbers, got complex128"),
+        ({"prompt": np.array([None] * 6)}, r"kinds\.npz: damaged, or no arrays of numbers"),
+        ({"response": good["response"] + 1e6}, r"half precision holds \(to 65504\), got 1e\+06"),
+    ):
+        np.savez(tmp_path / "kinds.npz", **(good | changed))
+        with pytest.raises(ValueError, match=told):
+            build_pool(source, out, Columns(), embeddings=tmp_path / "kinds.npz", say=lambda _: None)
+    np.savez(tmp_path / "kinds.npz", **good)
+    damaged = bytearray((tmp_path / "kinds.npz").read_bytes())
+    damaged[damaged.rindex(b"PK\x01\x02") + 10] = 77  # a compression that there is not
+    (tmp_path / "kinds.npz").write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"kinds\.npz: damaged"):
+        build_pool(source, out, Columns(), embeddings=tmp_path / "kinds.npz", say=lambda _: None)
     for both in ({}, {"encoder": "x", "embeddings": tmp_path / "few.npz"}):
         with pytest.raises(ValueError, match="expected one of encoder and embeddings"):
             build_pool(source, out, Columns(), **both)

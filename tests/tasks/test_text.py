@@ -204,9 +204,10 @@ def test_malformed_rows_are_named(tmp_path, preset, row, message):
 
 def test_broken_lines_are_named(tmp_path):
     path = tmp_path / "rows.jsonl"
-    path.write_text('{"prompt": "a"}\n{"prompt": \n')
-    with pytest.raises(MalformedRow, match="row 2: not JSON"):
-        make(prompts=str(path), heldout=1)
+    for broken in ('{"prompt": ', '{"n": ' + "9" * 5000 + "}", "[" * 200_000):
+        path.write_text('{"prompt": "a"}\n' + broken + "\n")
+        with pytest.raises(MalformedRow, match="row 2: not JSON"):
+            make(prompts=str(path), heldout=1)
     path.write_text('{"prompt": "a"}\n[1]\n')
     with pytest.raises(MalformedRow, match="row 2: expected a JSON object, got list"):
         make(prompts=str(path), heldout=1)
