@@ -18,7 +18,7 @@ from scipy.stats import spearmanr
 from llm_duel_env.benchmark.report.table import markdown_table
 from llm_duel_env.benchmark.run_config import RunConfig
 from llm_duel_env.benchmark.stored import Kept
-from llm_duel_env.benchmark.study import BySeed, World, difference, ends, gathered, heading, told_interval
+from llm_duel_env.benchmark.study import World, difference, ends, gathered, heading, told_interval
 from llm_duel_env.benchmark.suite import load_suite
 
 SUITE = "noise"
@@ -59,11 +59,17 @@ def report(runs: Sequence[RunConfig], kept: Kept) -> list[str]:
     means = [
         {label: float(np.mean(list(ends(by).values()))) for label, by in by_label.items()} for _, by_label in found
     ]
+    most = max(len(by_seed) for _, by_label in found for by_seed in by_label.values())
     labels = sorted({label for mean in means for label in mean}, key=lambda label: -means[0].get(label, 0.0))
 
     def table(title: str, cell: Callable[[int, str], str], *more: list[str]) -> list[str]:
         rows = [[label, *(cell(place, label) for place in range(len(found)))] for label in labels]
         return [f"## {title}", "", *markdown_table(["agent", *(name for name, _ in found)], [*rows, *more]), ""]
+
+    def mean_of(place: int, label: str) -> str:
+        seeds = len(found[place][1].get(label, ()))
+        few = f" ({seeds} of {most})" if 0 < seeds < most else ""
+        return _number(means[place].get(label)) + few
 
     def less(place: int, label: str, theirs: tuple[int, str]) -> str:
         ours, other = found[place][1].get(label), found[theirs[0]][1].get(theirs[1])
@@ -71,20 +77,16 @@ def report(runs: Sequence[RunConfig], kept: Kept) -> list[str]:
 
     order = ["the same order", *(_number(same_order(mean, means[0])) for mean in means)]
     return [
-        *table("Final offline win rate", lambda place, label: _number(means[place].get(label)), order),
+        *table("Final offline win rate", mean_of, order),
         *table("Less online DPO in the same world", lambda place, label: less(place, label, (place, BASE))),
         *table(f"Less the agent's own under: {found[0][0]}", lambda place, label: less(place, label, (0, label))),
-        f"Means over {_seeds(found)} seeds; brackets are 95% bootstrap intervals of differences, paired by seed.",
+        f"Means over {most} seeds, where no fewer are said; brackets are 95% bootstrap intervals of differences, "
+        "paired by seed.",
     ]
 
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
-
-
-def _seeds(found: Sequence[tuple[str, Mapping[str, BySeed]]]) -> str:
-    counts = {len(by_seed) for _, by_label in found for by_seed in by_label.values()}
-    return " to ".join(str(count) for count in sorted({min(counts), max(counts)}))
 
 
 def main(results: Path = Path("benchmark/results")) -> None:

@@ -98,9 +98,9 @@ def select(runs: Sequence[RunConfig], patterns: Iterable[str]) -> list[RunConfig
 
     Args:
         runs: of a suite.
-        patterns: ``LABEL`` or ``TASK/LABEL``, where TASK is the environment (``Pool-v0``), its task (``pool``) or the
-            folder's name with the environment's settings; ``*``, ``?`` and ``[..]`` as in file names, small and capital
-            letters alike.
+        patterns: ``LABEL`` or ``TASK/LABEL``, where TASK is the environment (``Pool-v0``), its task (``pool``,
+            ``tiny-tldr``) or the folder's name with the environment's settings; ``*``, ``?`` and ``[..]`` as in file
+            names, small and capital letters alike.
 
     Raises:
         ValueError: a pattern that names none; says what there is.
@@ -117,7 +117,8 @@ def select(runs: Sequence[RunConfig], patterns: Iterable[str]) -> list[RunConfig
 
 def _named(run: RunConfig, pattern: str) -> bool:
     task, slash, label = pattern.rpartition("/")
-    where = (run.env.rsplit("/", 1)[-1], recipe_name(run.env, run.env_kwargs), slug(run.env, run.env_kwargs))
+    task_name = recipe_name(run.env, run.env_kwargs)
+    where = (run.env.rsplit("/", 1)[-1], task_name, task_name.replace("_", "-"), slug(run.env, run.env_kwargs))
     return fnmatchcase(run.label.lower(), label) and (
         not slash or any(fnmatchcase(name.lower(), task) for name in where)
     )

@@ -151,11 +151,16 @@ def load_rows(source: str, split: str) -> Iterable[Row]:
 
     Raises:
         FileNotFoundError: the source looks like a file, and there is none.
+        ValueError: a parquet file that cannot be read.
         MissingExtraError: a hub data set, or parquet, without the extra ``hub``.
     """
     path = Path(source).expanduser()
     if path.suffix == ".parquet" and path.is_file():
-        return require("datasets", f"the parquet file {source}").Dataset.from_parquet(str(path))
+        datasets = require("datasets", f"the parquet file {source}")
+        try:
+            return datasets.Dataset.from_parquet(str(path))
+        except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+            raise ValueError(f"{source}: no parquet file, or a damaged one: {error}") from None
     if path.is_file():
         return json_lines(path)
     if (

@@ -221,6 +221,7 @@ def test_runs_are_selected_by_task_and_label():
         return {(run.env[5:], run.label) for run in suite.select(runs, patterns)}
 
     assert names("tiny_tldr/online_dpo", "Synthetic-v0/sea") == {("TinyTLDR-v0", "online_dpo"), ("Synthetic-v0", "sea")}
+    assert names("tiny-tldr/online_dpo") == {("TinyTLDR-v0", "online_dpo")}
     assert names("*-late") == {(e, f"{a}-late") for e, a in [("TinyTLDR-v0", "online-dpo"), ("Synthetic-v0", "sea"),
                                                             ("Synthetic-v0", "online-dpo")]}  # fmt: skip
     assert names("synthetic/*") == {("Synthetic-v0", run.label) for run in runs if run.env == "duel/Synthetic-v0"}

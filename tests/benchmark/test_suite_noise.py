@@ -8,11 +8,12 @@ LOST = {"no flips": 0.0, "10% flipped": 0.1, "threshold": -0.05}
 
 
 class Stored:
-    """Ten seeds of four agents in three of the suite's worlds; SEA alone suffers from flips, to below online DPO."""
+    """Ten seeds of four agents in three of the suite's worlds, seven of XPO in one of them; SEA alone suffers from
+    flips, to below online DPO."""
 
     def result(self, run):
         name = noise_study.name_of((run.env, run.env_kwargs))
-        if run.label not in WINS or name not in LOST:
+        if run.label not in WINS or name not in LOST or ((run.label, name) == ("xpo", "threshold") and run.seed > 6):
             return None
         end = WINS[run.label] - (1.5 * LOST[name] if run.label == "sea" else 0.0) + run.seed / 500
         return {
@@ -36,6 +37,7 @@ def test_the_three_tables_are_those_of_the_results():
     assert list(wins)[2:] == ["sea", "online_dpo", "xpo", "uniform", "the same order"]
     assert wins["sea"] == ["0.909", "0.759", "0.984"]
     assert wins["the same order"] == ["1.000", "0.500", "1.000"]  # without uniform: two of three change places
+    assert wins["xpo"] == ["0.709", "0.709", "0.706 (7 of 10)"]
     less = rows_of(lines, "## Less online DPO in the same world")
     assert less["sea"][1] == "-0.050 [-0.050, -0.050]"
     assert less["online_dpo"] == ["–", "–", "–"]

@@ -306,6 +306,26 @@ def test_data_that_are_damaged_are_named(tmp_path):
     assert not (tmp_path / "pool").exists()
 
 
+def test_parquet_makes_the_same_pool_and_a_damaged_one_is_named(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows, vectors = [row(n) for n in range(6)], embeddings(tmp_path / "e.npz", 6)
+    parquet = tmp_path / "d.parquet"
+    datasets.Dataset.from_list(rows).to_parquet(str(parquet))
+    for source, out in ((write(tmp_path / "d.jsonl", rows), "lines"), (str(parquet), "parquet")):
+        build_pool(source, tmp_path / out, Columns(), embeddings=vectors, say=lambda _: None)
+    lines, read = (read_pool(tmp_path / out) for out in ("lines", "parquet"))
+    assert read.prompts == lines.prompts
+    assert read.responses.tolist() == lines.responses.tolist()
+    assert np.array_equal(read.utilities, lines.utilities)
+    whole = bytearray(parquet.read_bytes())
+    whole[8 : len(whole) // 2] = bytes(len(whole) // 2 - 8)  # zeros where the pages begin; the list at the end is whole
+    for damaged in (b"", b"no parquet at all", parquet.read_bytes()[:-20], bytes(whole)):
+        parquet.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"d\.parquet: no parquet file, or a damaged one: "):
+            build_pool(str(parquet), tmp_path / "pool", Columns(), embeddings=vectors, say=lambda _: None)
+    assert not (tmp_path / "pool").exists()
+
+
 def test_a_build_that_is_killed_leaves_no_pool_of_mixed_files(encoder, tmp_path, monkeypatch):
     """At every step of replacing a pool by another one: what is left is no pool, and nothing of it is used again."""
     out, texts = (
