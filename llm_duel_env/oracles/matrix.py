@@ -65,14 +65,34 @@ class MatrixOracle(Oracle):
 def von_neumann_winner(matrix: np.ndarray) -> np.ndarray:
     """The mixture (K,) over responses that maximises its smallest win probability under `matrix` (K, K).
 
-    By the minimax theorem that smallest win probability is 1/2.
+    By the minimax theorem that smallest win probability is 1/2. Dominated responses have no weight in it, so the linear
+    program is over the others alone: of 64 candidates a handful, or one.
 
     Example:
         >>> rock_paper_scissors = np.array([[0.5, 0.0, 1.0], [1.0, 0.5, 0.0], [0.0, 1.0, 0.5]])
         >>> von_neumann_winner(rock_paper_scissors).round(6).tolist()
         [0.333333, 0.333333, 0.333333]
     """
-    size = len(_check(matrix))
+    kept = undominated(_check(matrix))
+    winner = np.zeros(len(matrix))
+    winner[kept] = _solve(matrix[np.ix_(kept, kept)]) if len(kept) > 1 else 1.0
+    return winner
+
+
+def undominated(matrix: np.ndarray) -> np.ndarray:
+    """The responses that are left when those are taken away, again and again, that another one surpasses against each
+    response that is left: their numbers, ascending."""
+    kept = np.arange(len(matrix))
+    while True:
+        table = matrix[np.ix_(kept, kept)]
+        dominated = np.array([(table > row).all(axis=1).any() for row in table])
+        if not dominated.any():
+            return kept
+        kept = kept[~dominated]
+
+
+def _solve(matrix: np.ndarray) -> np.ndarray:
+    size = len(matrix)
     # Variables: the mixture w (K) and its value v. Maximise v subject to w @ matrix[:, j] >= v for every j.
     solution = linprog(
         c=np.append(np.zeros(size), -1.0),

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linprog
 
 from llm_duel_env.oracles.base import OracleError
-from llm_duel_env.oracles.matrix import MatrixOracle, von_neumann_winner
+from llm_duel_env.oracles.matrix import MatrixOracle, undominated, von_neumann_winner
 
 CYCLE = np.array([[0.5, 0.9, 0.2], [0.1, 0.5, 0.6], [0.8, 0.4, 0.5]])
 
@@ -34,6 +35,39 @@ def test_nothing_beats_the_von_neumann_winner(size, seed):
     assert winner.min() >= 0
     assert winner.sum() == pytest.approx(1)
     assert (winner @ matrix).min() >= 0.5 - 1e-7
+
+
+def test_dominated_responses_are_left_out_again_and_again():
+    matrix = np.array([
+        [0.5, 0.9, 0.2, 0.9, 0.8],
+        [0.1, 0.5, 0.6, 0.8, 0.7],
+        [0.8, 0.4, 0.5, 0.9, 0.65],  # surpasses the last one everywhere, and once that is gone the one before it
+        [0.1, 0.2, 0.1, 0.5, 0.95],
+        [0.2, 0.3, 0.35, 0.05, 0.5],
+    ])  # fmt: skip
+    assert matrix == pytest.approx(1 - matrix.T)
+    assert undominated(matrix).tolist() == [0, 1, 2]
+    order = np.array([3, 0, 4, 2, 1])
+    assert undominated(matrix[np.ix_(order, order)]).tolist() == [1, 3, 4]
+    assert von_neumann_winner(matrix) == pytest.approx([0.1 / 0.8, 0.3 / 0.8, 0.4 / 0.8, 0, 0])
+
+
+def test_leaving_out_the_dominated_changes_no_winner():
+    """Against a linear program over all responses, of matrices with many dominated ones."""
+    for seed in range(20):
+        draw = np.random.default_rng(seed)
+        utility, angle = draw.normal(size=20) * 2, draw.uniform(0, 2 * np.pi, 20)
+        gap = np.subtract.outer(utility, utility) + 2 * np.sin(np.subtract.outer(angle, angle))
+        matrix = 1 / (1 + np.exp(-gap))
+        solved = linprog(
+            np.append(np.zeros(20), -1.0),
+            A_ub=np.hstack([-matrix.T, np.ones((20, 1))]),
+            b_ub=np.zeros(20),
+            A_eq=[[*np.ones(20), 0.0]],
+            b_eq=[1.0],
+        )
+        assert len(undominated(matrix)) < 20
+        assert von_neumann_winner(matrix) == pytest.approx(solved.x[:20], abs=1e-9)
 
 
 def test_a_condorcet_winner_is_the_von_neumann_winner():
