@@ -202,6 +202,14 @@ def _leaderboard(told: Leaderboard) -> int:
         raise ValueError(said)
     for archive, by in sorted({(result["archive"], result["by"]) for result in results if "archive" in result}):
         print(f"{archive}: runs by {by}; hashes, ledgers, labels and figures fit together")
+    if told.suite is not None:
+        from llm_duel_env.benchmark.stored import of_suite
+
+        results, missing = of_suite(told.suite, results)
+        if missing:
+            of = missing + len(results)
+            print(f"{told.suite}: {missing} of {of} runs are not among the results", file=sys.stderr)
+        unfinished = []
     if told.rerun is not None:
         from llm_duel_env.benchmark.rerun import rerun, rounds_of
 
@@ -231,6 +239,7 @@ def _leaderboard(told: Leaderboard) -> int:
 
 def _leaderboard_command(told: Leaderboard) -> str:
     words = ["llm-duel", "leaderboard", *map(str, told.runs)]
+    words += ["--suite", told.suite] if told.suite else []
     words += ["--against", *told.against] if told.against else []
     words += ["--rerun", *map(str, told.rerun)] if told.rerun is not None else []
     words += ["--out", str(told.out)] if told.out else []

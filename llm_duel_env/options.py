@@ -132,6 +132,8 @@ class Leaderboard:
     """Also write the report as one HTML file that needs no network: tables, curves, every run, sample duels as text."""
     parquet: bool = False
     """Also write all figures of all rows as leaderboard.parquet there (extra `parquet`)."""
+    suite: Annotated[str | None, _told("SUITE")] = None
+    """Only the runs of this suite (a name or a YAML file), under its labels, whatever suite they were played for."""
     against: Annotated[tuple[str, ...], _told("LABEL ...")] = ()
     """Also compare the others with these, paired by seed, as they are with online_dpo."""
     rerun: Annotated[tuple[int, ...] | None, _told("[ROUNDS]")] = None

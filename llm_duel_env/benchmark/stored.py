@@ -16,6 +16,7 @@ from llm_duel_env.benchmark.recipes import recipe_name
 from llm_duel_env.benchmark.results import Result, find_results
 from llm_duel_env.benchmark.run_config import RunConfig, env_kwargs_at, task_of
 from llm_duel_env.benchmark.run_folder import RunFolder, read_json, write_json
+from llm_duel_env.benchmark.suite import load_suite
 from llm_duel_env.benchmark.suite_entries import slug
 
 LARGEST = 10_000
@@ -52,11 +53,20 @@ def facts_of(env: str, env_kwargs: dict[str, Any]) -> TaskFacts | None:
 
 
 class Kept:
-    """The results below a folder, and which of them is a given run's."""
+    """Results, and which of them is a given run's."""
 
-    def __init__(self, folder: str | Path, facts: Callable[[str, dict[str, Any]], TaskFacts | None] = facts_of) -> None:
-        self.folder = Path(folder)
-        found = find_results([folder])[0] if any(self.folder.rglob("result.json")) else []
+    def __init__(
+        self,
+        found: str | Path | Iterable[Result],
+        facts: Callable[[str, dict[str, Any]], TaskFacts | None] = facts_of,
+    ) -> None:
+        """
+        Args:
+            found: the results, or the folder that they lie below.
+            facts: tells what a task is now.
+        """
+        if isinstance(found, (str, Path)):
+            found = find_results([found])[0] if any(Path(found).rglob("result.json")) else []
         self._results: dict[tuple[str, int], list[Result]] = {}
         for result in found:
             self._results.setdefault((result["env"], result["seed"]), []).append(result)
@@ -100,6 +110,19 @@ class Kept:
         if key not in self._known:
             self._known[key] = self._facts(run.env, env_kwargs)
         return self._known[key]
+
+
+def of_suite(suite: str, results: Iterable[Result]) -> tuple[list[Result], int]:
+    """The results of a suite's runs, under its labels, and how many of its runs have none.
+
+    Raises:
+        ValueError: no run has one.
+    """
+    kept, runs = Kept(results), load_suite(suite, "runs")
+    found = [result for run in runs if (result := kept.result(run)) is not None]
+    if not found:
+        raise ValueError(f"suite {suite}: expected results of some of its {len(runs)} runs, got none")
+    return found, len(runs) - len(found)
 
 
 def same_settings(result: Result, run: RunConfig) -> bool:

@@ -1,5 +1,6 @@
 """The board: its suites, what is kept of runs, and a tiny board from beginning to end."""
 
+import csv
 import json
 
 import pytest
@@ -172,6 +173,20 @@ def test_a_tiny_board_from_beginning_to_end(tmp_path, monkeypatch, capsys):
     assert "Not measured yet" not in text
 
     command("leaderboard", results, results / "tiny")  # the same results twice are counted once
+
+    other = tmp_path / "other.yaml"  # has some of the runs, under labels of its own, and one that nobody played
+    agents = {"mine": {"agent": "online_dpo"}, "uniform": {}, "offline_dpo": {}}
+    other.write_text(yaml.safe_dump({"name": "other", "entries": [TINY["entries"][0] | {"agents": agents}]}))
+    with pytest.raises(SystemExit) as end:
+        cli.main(["leaderboard", str(results), "--suite", str(other), "--out", str(tmp_path / "of-suite")])
+    assert end.value.code == 0
+    assert "2 of 6 runs are not among the results" in capsys.readouterr().err
+    with (tmp_path / "of-suite/leaderboard.csv").open(newline="") as file:
+        assert sorted(row["label"] for row in csv.DictReader(file)) == ["mine", "uniform"]
+    assert f"--suite {other}" in (tmp_path / "of-suite/leaderboard.html").read_text()
+    assert cli.carry_out(cli.Leaderboard((results,), suite="quick")) == 2
+    assert "suite quick: expected results of some of its 40 runs, got none" in capsys.readouterr().err
+
     (results / "tiny/uniform/seed-1/result.json").unlink()
     command("board", "--results", results, "--out", out, "--suites", suite)
     assert "Not measured yet (runs): `uniform` (1)." in out.read_text()
