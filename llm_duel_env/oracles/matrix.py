@@ -31,12 +31,19 @@ class MatrixOracle(Oracle):
                 raise ValueError(f"matrix: expected shape (K, K) or (P, K, K), got {self._matrix.shape}")
             for table in self._matrix.reshape(-1, *self._matrix.shape[-2:]):
                 _check(table)
-        self._winners: dict[int, np.ndarray] = {}
+        self._sound: set[int] = set()
+        """Prompts whose matrix was looked at."""
+        self._lost: dict[int, np.ndarray] = {}
+        """Prompt -> P(the von Neumann winner beats each response), (K,)."""
 
     def matrix(self, prompt_id: int) -> np.ndarray:
         """The preference matrix of a prompt: (K, K) float64."""
         if callable(self._matrix):
-            return _check(np.asarray(self._matrix(prompt_id), np.float64))
+            table = np.asarray(self._matrix(prompt_id), np.float64)
+            if prompt_id not in self._sound:
+                _check(table)
+                self._sound.add(prompt_id)
+            return table
         if self._matrix.ndim == 2:
             return self._matrix
         if not 0 <= prompt_id < len(self._matrix):
@@ -50,16 +57,19 @@ class MatrixOracle(Oracle):
 
     def winner(self, prompt_id: int) -> np.ndarray:
         """The von Neumann winner of a prompt: the mixture (K,) that no response beats more often than not."""
-        shared = not callable(self._matrix) and self._matrix.ndim == 2
-        key = -1 if shared else prompt_id
-        if key not in self._winners:
-            self._winners[key] = von_neumann_winner(self.matrix(prompt_id))
-        return self._winners[key]
+        return von_neumann_winner(self.matrix(prompt_id))
 
     def optimal_win_probability(self, prompts: Observation, responses: np.ndarray) -> np.ndarray:
         """P(the von Neumann winner beats the response): float64 (M,), at least 1/2 for every response."""
         rows = zip(map(int, prompts["prompt_id"]), responses, strict=True)
-        return np.array([self.winner(prompt) @ self.matrix(prompt)[:, i] for prompt, i in rows], np.float64)
+        return np.array([self._winner_beats(prompt)[i] for prompt, i in rows], np.float64)
+
+    def _winner_beats(self, prompt_id: int) -> np.ndarray:
+        shared = not callable(self._matrix) and self._matrix.ndim == 2
+        key = -1 if shared else prompt_id
+        if key not in self._lost:
+            self._lost[key] = self.winner(prompt_id) @ self.matrix(prompt_id)
+        return self._lost[key]
 
 
 def von_neumann_winner(matrix: np.ndarray) -> np.ndarray:
