@@ -137,11 +137,11 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 board: setup  ## benchmark.md, from the results that are kept in benchmark/results
 	$(BIN)/llm-duel board --results benchmark/results --out benchmark.md
 
-report: setup  ## the leaderboard as one HTML page, build/report.html, from the results that are kept in benchmark/results
-	$(BIN)/llm-duel leaderboard $(wildcard benchmark/results/spine-* benchmark/results/board-*) --html build/report.html
+report: setup  ## the leaderboard as one HTML page, docs/standard.html, from the results that are kept in benchmark/results
+	$(BIN)/llm-duel leaderboard benchmark/results --suite standard --html docs/standard.html
 
 report-picture: setup-dev report  ## the picture of that page in the README, docs/images/report.png (needs chromium)
-	$(BIN)/python benchmark/report_picture.py build/report.html docs/images/report.png tinytldr-v0-figures $(ARGS)
+	$(BIN)/python benchmark/report_picture.py docs/standard.html docs/images/report.png synthetic-v0-figures $(ARGS)
 
 board-runs: setup-dev  ## plays what the board lacks (hours), and keeps the results
 	$(BIN)/llm-duel bench board-synthetic --out $(OUT)/board-synthetic --results benchmark/results --jobs $(JOBS)
