@@ -1,6 +1,6 @@
 """Takes the picture of the HTML report that the README shows: one table and its learning curves, in a real Chromium.
 
-make report-picture, or: python benchmark/report_picture.py build/report.html docs/images/report.png tinytldr-v0-figures
+make report-picture, or: python benchmark/report_picture.py docs/standard.html docs/images/report.png synthetic-v0-figures
 """
 
 import argparse
