@@ -1,6 +1,7 @@
-"""Takes the picture of the HTML report that the README shows: one table and its learning curves, in a real Chromium.
+"""Takes the picture of the HTML report that the README shows, one table, in a real Chromium.
 
-make report-picture, or: python benchmark/report_picture.py docs/standard.html docs/images/report.png synthetic-v0-figures
+make report-picture, or
+python benchmark/report_picture.py docs/standard.html docs/images/report.png synthetic-v0-figures
 """
 
 import argparse
