@@ -32,7 +32,7 @@ class MatrixOracle(Oracle):
             for table in self._matrix.reshape(-1, *self._matrix.shape[-2:]):
                 _check(table)
         self._sound: set[int] = set()
-        """Prompts whose matrix was looked at."""
+        """Prompts whose matrix was checked."""
         self._lost: dict[int, np.ndarray] = {}
         """Prompt -> P(the von Neumann winner beats each response), (K,)."""
 
